@@ -1,0 +1,335 @@
+"""What processes say to each other: requests, sampling parameters, steps, tokens, control.
+
+Plain msgspec structs, encoded as msgpack arrays; no behaviour beyond construction, no I/O. The one
+decision behind it: past the ingress everything is token ids, and every struct here is already
+valid (the ingress parsed it), so nobody downstream checks it again.
+
+Four conversations use these structs::
+
+    ingress --GenerateRequest--> replica --Add--> rank 0         one Serve call a request
+    ingress <--Hello, TokenFrame-- rank 0, --Abort--> rank 0     the token stream, one frame a step
+    replica <--ShardMessage-- shards, --ReplicaMessage--> shards the control socket
+    rank 0 --StepInput--> ranks 1..n-1                           the step channel, one frame a step
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from serve.errors import ErrorInfo
+
+FinishReason = Literal["stop", "length", "error", "abort"]
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, array_like=True):
+    """The constraint on a sequence's text. `source` is empty for `json_object`."""
+
+    kind: Literal["json_object", "json_schema"]
+    source: str = ""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How one request's tokens are chosen; every default is "off".
+
+    Sampling is a pure function of (logits, these fields, seed, position): see `runner.sampler`.
+    `max_tokens` is already cut to what the context allows. `logprobs` is the number of
+    alternatives wanted beside the chosen token's own logprob; None means no logprobs at all.
+    """
+
+    seed: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    grammar: GrammarSpec | None = None
+
+
+class StreamAddress(msgspec.Struct, frozen=True, array_like=True):
+    """Where a request's tokens go: the ingress process that asked, and this attempt's epoch.
+
+    `address` is `unix:/path` or `tcp:host:port`; `secret` proves to that ingress that the caller
+    got this request; `stream_id` is new for every attempt.
+    """
+
+    address: str
+    secret: bytes
+    stream_id: int
+
+
+NO_STREAM = StreamAddress("", b"", 0)
+
+
+class Prompt(msgspec.Struct, frozen=True, array_like=True):
+    """One prompt of a request.
+
+    `output_token_ids` holds, per choice, the tokens that an earlier attempt already sent (empty
+    but for a migrated request). `block_hashes` are the chained hashes of the prompt's full
+    blocks of `serve.prefix.HASH_BLOCK_TOKENS` tokens.
+    """
+
+    token_ids: list[int]
+    block_hashes: list[bytes] = []
+    output_token_ids: list[list[int]] = []
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One valid request: `n` sequences for each prompt; choice index = prompt * n + choice.
+
+    Choice i of any prompt samples with hash(seed, i). `namespace` keeps prefix caches of
+    different API keys apart. `stream` is set by the dispatcher, anew for every attempt.
+    """
+
+    request_id: str
+    model: str
+    prompts: list[Prompt]
+    sampling: SamplingParams
+    n: int = 1
+    namespace: bytes = b""
+    stream: StreamAddress = NO_STREAM
+
+
+class TopLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """A sampled token's logprob and its most likely alternatives, best first."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+# --- the model step ---------------------------------------------------------------------------
+
+
+class NewSequence(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence that the runner does not know: first scheduled, migrated in, or resumed.
+
+    `token_ids` are prompt and output so far; position p of the output is token
+    `num_prompt_tokens + p` and samples with uniform(sampling.seed, p). The seed is already this
+    choice's own.
+    """
+
+    seq_id: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+
+
+class ScheduledSequence(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's share of a step: tokens [num_computed_tokens, + num_scheduled_tokens).
+
+    `new_token_ids` are tokens sampled since this sequence was last scheduled (the runner appends
+    them to its copy); `new_block_ids` extend its block table. `is_sampled` is false for a prefill
+    chunk that ends before the last known token.
+    """
+
+    seq_id: int
+    num_computed_tokens: int
+    num_scheduled_tokens: int
+    new_token_ids: list[int]
+    new_block_ids: list[int]
+    is_sampled: bool
+
+
+class StepInput(msgspec.Struct, frozen=True, array_like=True):
+    """What changes between two steps, the same for every rank.
+
+    The order on arrival: forget `released` (finished, aborted or preempted), add `new`, run
+    `scheduled` as one batch.
+    """
+
+    step_id: int
+    released: list[int]
+    new: list[NewSequence]
+    scheduled: list[ScheduledSequence]
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """One sequence's token of a step. With `error` set (non-finite logits) the token is void."""
+
+    seq_id: int
+    token_id: int
+    logprobs: TopLogprobs | None = None
+    error: str | None = None
+
+
+class StepOutput(msgspec.Struct, frozen=True, array_like=True):
+    """The tokens of a step, one for each scheduled sequence with `is_sampled`, in that order."""
+
+    step_id: int
+    tokens: list[SampledToken]
+
+
+# --- the token stream -------------------------------------------------------------------------
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """A replica's load after a step. Totals count since the shards started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+    num_used_blocks: int = 0
+    num_total_blocks: int = 0
+    num_prompt_tokens_total: int = 0
+    num_generation_tokens_total: int = 0
+    num_preemptions_total: int = 0
+    num_steps_total: int = 0
+
+
+class ReplicaStats(msgspec.Struct, frozen=True, array_like=True):
+    """What a replica says of itself for `/metrics`; its totals survive a rebuild of its shards."""
+
+    model: str
+    replica_id: str
+    is_ready: bool
+    load: Load
+    num_rebuilds_total: int = 0
+    requests_total: dict[str, int] = {}  # by finish reason
+
+
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one choice of one stream.
+
+    `start` is the output position of the first of them. Exactly one delta of a choice has a
+    `finish_reason`, its last; with "error", `error` says why.
+    """
+
+    stream_id: int
+    index: int
+    start: int
+    token_ids: list[int]
+    logprobs: list[TopLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    error: ErrorInfo | None = None
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """First frame of a connection from rank 0 to an ingress."""
+
+    secret: bytes
+    replica_id: str
+
+
+class TokenFrame(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Every token of one step for one ingress; without deltas, a heartbeat."""
+
+    load: Load
+    deltas: list[TokenDelta]
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """From ingress to rank 0: nobody reads this stream any more."""
+
+    stream_id: int
+
+
+# --- the control socket -----------------------------------------------------------------------
+
+
+class ShardHello(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """First frame of a shard to its replica."""
+
+    secret: bytes
+    rank: int
+    pid: int
+
+
+class ShardProgress(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """Where a starting shard is: bytes of weights read so far, of its share in all."""
+
+    rank: int
+    phase: Literal["import", "weights", "connect", "warm_up"]
+    num_bytes: int = 0
+    num_total_bytes: int = 0
+
+
+class ShardReady(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """The shard takes steps; rank 0's is sent after a real warm-up step over all ranks."""
+
+    rank: int
+    num_weight_bytes: int
+    num_read_bytes: int
+    num_total_blocks: int
+    phases_s: dict[str, float]
+
+
+class Admitted(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Rank 0 took the request: its sequences wait or run."""
+
+    stream_id: int
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Rank 0 did not take the request."""
+
+    stream_id: int
+    error: ErrorInfo
+
+
+class Summary(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """A request is over: one finish reason a choice."""
+
+    stream_id: int
+    finish_reasons: list[FinishReason]
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    error: ErrorInfo | None = None
+
+
+class LoadReport(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """Rank 0's load, at least every heartbeat."""
+
+    load: Load
+
+
+class ShardFailed(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """The last word of a shard that gives up: its root cause, once."""
+
+    rank: int
+    error: ErrorInfo
+
+
+class Peers(msgspec.Struct, frozen=True, array_like=True, tag=30):
+    """From the replica to a shard, once all said hello: go on and connect to each other."""
+
+    num_shards: int
+
+
+class Add(msgspec.Struct, frozen=True, array_like=True, tag=31):
+    """From the replica to rank 0: a new request."""
+
+    request: GenerateRequest
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """From the replica to rank 0: end this request with finish reason "abort"."""
+
+    stream_id: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag=33):
+    """From the replica to a shard: end."""
+
+
+StreamMessage = Hello | TokenFrame
+ShardMessage = (
+    ShardHello
+    | ShardProgress
+    | ShardReady
+    | Admitted
+    | Refused
+    | Summary
+    | LoadReport
+    | ShardFailed
+)
+ReplicaMessage = Peers | Add | Drop | Shutdown
