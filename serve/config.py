@@ -1,4 +1,4 @@
-"""The one configuration: what a user writes, what the chart carries, what `serve.app` is built from.
+"""The one configuration: what a user writes, what the chart carries, what `serve.app` builds from.
 
 Pydantic, frozen, unknown keys refused. Not here: reading YAML with line numbers
 (`cluster.plan`), and anything that needs the machine or the checkpoint: "auto" is resolved once by

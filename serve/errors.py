@@ -17,7 +17,7 @@ value. Errors cross processes as `ErrorInfo` (code and message) and are rebuilt 
     |   +-- OverloadedError            429 overloaded
     |   +-- NotReadyError              503 not_ready
     |   +-- ReplicaLostError           503 replica_lost         (its shard or process died)
-    |   +-- PoisonedRequestError       500 poisoned_request     (non-finite logits: this request only)
+    |   +-- PoisonedRequestError       500 poisoned_request     (it alone: non-finite logits)
     |   +-- InternalError              500 internal_error
     +-- SetupError                 before anything serves; never crosses HTTP
         +-- ConfigurationError         every reason at once
