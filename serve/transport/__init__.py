@@ -1,0 +1,1 @@
+"""Private sockets between our own processes: frames, connections, the step channel."""
