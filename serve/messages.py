@@ -58,7 +58,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
 class StreamAddress(msgspec.Struct, frozen=True, array_like=True):
     """Where a request's tokens go: the ingress process that asked, and this attempt's epoch.
 
-    `address` is `unix:/path` or `tcp:host:port`; `secret` proves to that ingress that the caller
+    `address` lists where that process listens (see `transport.address`); `secret` proves to that ingress that the caller
     got this request; `stream_id` is new for every attempt.
     """
 
@@ -233,15 +233,29 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag=2):
     stream_id: int
 
 
+class Lost(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """From rank 0 to an ingress: every stream of this connection ends with this error."""
+
+    error: ErrorInfo
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True):
+    """First item of the Serve call: which replica answers, and its refusal if it refuses."""
+
+    replica_id: str
+    error: ErrorInfo | None = None
+
+
 # --- the control socket -----------------------------------------------------------------------
 
 
 class ShardHello(msgspec.Struct, frozen=True, array_like=True, tag=10):
-    """First frame of a shard to its replica."""
+    """First frame of a shard to its replica; rank 0 says where the other ranks find it."""
 
     secret: bytes
     rank: int
     pid: int
+    group_address: str = ""
 
 
 class ShardProgress(msgspec.Struct, frozen=True, array_like=True, tag=11):
@@ -277,7 +291,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=14):
 
 
 class Summary(msgspec.Struct, frozen=True, array_like=True, tag=15):
-    """A request is over: one finish reason a choice."""
+    """A request is over, second item of the Serve call: one finish reason a choice."""
 
     stream_id: int
     finish_reasons: list[FinishReason]
@@ -300,9 +314,9 @@ class ShardFailed(msgspec.Struct, frozen=True, array_like=True, tag=17):
 
 
 class Peers(msgspec.Struct, frozen=True, array_like=True, tag=30):
-    """From the replica to a shard, once all said hello: go on and connect to each other."""
+    """From the replica to a shard, once all said hello: connect to each other."""
 
-    num_shards: int
+    group_address: str
 
 
 class Add(msgspec.Struct, frozen=True, array_like=True, tag=31):
@@ -321,7 +335,7 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag=33):
     """From the replica to a shard: end."""
 
 
-StreamMessage = Hello | TokenFrame
+StreamMessage = Hello | TokenFrame | Lost
 ShardMessage = (
     ShardHello
     | ShardProgress

@@ -1,4 +1,9 @@
-"""Addresses of private sockets: `unix:/path` on one node, `tcp:host:port` between nodes."""
+"""Addresses of private sockets: `unix:/path` on one node, `tcp:host:port` between nodes.
+
+A process that does not know where its callers are listens on both and hands out both, joined by a
+comma; a caller tries them in that order. A Unix path has a random name, so that it exists on the
+listener's own node only.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +44,15 @@ class Address:
         if kind == "tcp" and host and port.isdigit():
             return cls(host=host, port=int(port))
         raise ValueError(f"an address is unix:/path or tcp:host:port, got {text!r}")
+
+    @classmethod
+    def parse_all(cls, text: str) -> list[Address]:
+        """Read a comma-separated list.
+
+        Raises:
+            ValueError: one of them is not an address.
+        """
+        return [cls.parse(part) for part in text.split(",")]
 
 
 def listen_blocking(address: Address, *, backlog: int = 64) -> tuple[socket.socket, Address]:

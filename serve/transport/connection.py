@@ -96,15 +96,22 @@ async def listen(
     return server, Address(host=address.host, port=server.sockets[0].getsockname()[1])
 
 
-async def dial(address: Address, make_connection: Callable[[], Connection]) -> Connection:
-    """Connect.
+async def dial(addresses: str, make_connection: Callable[[], Connection]) -> Connection:
+    """Connect to the first of `addresses` (comma-separated) that answers.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: nobody listens at any of them.
     """
     loop = asyncio.get_running_loop()
-    if address.path:
-        _, connection = await loop.create_unix_connection(make_connection, address.path)
-    else:
-        _, connection = await loop.create_connection(make_connection, address.host, address.port)
-    return connection
+    failures = []
+    for address in Address.parse_all(addresses):
+        try:
+            if address.path:
+                _, link = await loop.create_unix_connection(make_connection, address.path)
+            else:
+                _, link = await loop.create_connection(make_connection, address.host, address.port)
+        except OSError as exc:
+            failures.append(f"{address}: {exc}")
+        else:
+            return link
+    raise ConnectionRefusedError("; ".join(failures))

@@ -8,7 +8,7 @@ from serve.transport.frames import MAX_FRAME_BYTES, FrameDecoder, FrameError, en
 
 
 def _decoder() -> FrameDecoder:
-    return FrameDecoder(msgspec.msgpack.Decoder(StreamMessage))
+    return FrameDecoder(msgspec.msgpack.Decoder(StreamMessage | Abort))
 
 
 @given(ids=st.lists(st.integers(0, 2**63 - 1), max_size=20), cuts=st.lists(st.integers(1, 50)))
