@@ -1,0 +1,1 @@
+"""What runs when: admission, scheduling, KV blocks, structured output. Plain Python, no tensors."""

@@ -1,0 +1,107 @@
+"""One token list being generated, and where it stands.
+
+Not a state machine: the scheduler moves it between states, the engine appends its tokens. Its
+largest length is fixed when it is admitted (answer, context and KV pool, whichever is least), so
+where it ends never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from serve.messages import FinishReason, SamplingParams
+
+from .grammar import Matcher
+
+
+class SequenceState(Enum):
+    """`WAITING` was never started, `PREEMPTED` waits again; both are in the waiting queue."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Prompt and output in one list, with the KV blocks that hold its first computed tokens.
+
+    `token_ids[:num_computed_tokens]` are in the KV cache; `token_ids[:num_known_tokens]` are
+    known to the runner while it runs. `index` is the choice index within the request.
+    """
+
+    __slots__ = (
+        "block_ids",
+        "index",
+        "matcher",
+        "max_len",
+        "num_computed_tokens",
+        "num_known_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "sampling",
+        "seq_id",
+        "state",
+        "stop_ids",
+        "stream_id",
+        "token_ids",
+    )
+
+    def __init__(
+        self,
+        seq_id: int,
+        stream_id: int,
+        *,
+        index: int,
+        token_ids: list[int],
+        num_prompt_tokens: int,
+        sampling: SamplingParams,
+        max_len: int,
+        stop_ids: frozenset[int],
+        matcher: Matcher | None,
+    ) -> None:
+        self.seq_id = seq_id
+        self.stream_id = stream_id
+        self.index = index
+        self.token_ids = token_ids
+        self.num_prompt_tokens = num_prompt_tokens
+        self.sampling = sampling
+        self.max_len = max_len
+        self.stop_ids = stop_ids
+        self.matcher = matcher
+        self.state = SequenceState.WAITING
+        self.block_ids: list[int] = []
+        self.num_computed_tokens = 0
+        self.num_known_tokens = 0
+        self.num_preemptions = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state is SequenceState.FINISHED
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Take a sampled token; the reason if it was the last.
+
+        Raises:
+            GrammarError: the grammar does not allow `token_id`.
+        """
+        self.token_ids.append(token_id)
+        return self.finish_reason_after(token_id)
+
+    def finish_reason_after(self, token_id: int) -> FinishReason | None:
+        """Move the grammar over `token_id`, the last of `token_ids`; the reason if that ends it.
+
+        Raises:
+            GrammarError: the grammar does not allow `token_id`.
+        """
+        if token_id in self.stop_ids:
+            return "stop"
+        if self.matcher is not None and self.matcher.consume(token_id):
+            return "stop"
+        if len(self.token_ids) >= self.max_len:
+            return "length"
+        return None
