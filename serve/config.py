@@ -7,6 +7,7 @@ the planner, which returns a new object without "auto" in it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -123,11 +124,20 @@ class ModelConfig(Section):
     longest_generation_s: float = Field(
         600.0, gt=0, description="Grace for running answers when a copy is stopped, in seconds."
     )
+    build_timeout_s: float = Field(
+        1800.0, gt=0, description="Longest time that a copy's shards may take to load, in seconds."
+    )
     replicas: ReplicasConfig = Field(ReplicasConfig(), description="Copies of the model.")
     engine: EngineConfig = Field(EngineConfig(), description="Limits of a copy's engine.")
     stand_in: StandInConfig | None = Field(
         None, description="Benchmarks and tests only: no model is loaded."
     )
+
+    @property
+    def application(self) -> str:
+        """Name of the Serve application that runs this model (its name must be known)."""
+        assert self.name is not None, "the planner resolved the name"
+        return "model-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 class HardwareConfig(Section):

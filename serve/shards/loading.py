@@ -1,0 +1,201 @@
+"""A loaded shard: collectives, step channel, runner, and on rank 0 the engine over all of them.
+
+The only file of the data plane's process tier that brings tensors in, and only inside a shard's
+own process. With `stand_in` set no model is loaded and torch is never imported.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.checkpoint import count_real_tokens, read_eos_token_ids
+from serve.config import ModelConfig
+from serve.engine.engine import Engine, Runner
+from serve.engine.grammar import GrammarCompiler
+from serve.engine.settings import EngineSettings
+from serve.messages import NewSequence, SamplingParams, ScheduledSequence, StepInput, StepOutput
+from serve.shards.spec import ShardSpec
+from serve.testing.stand_in import StandInRunner
+from serve.transport.address import Address, listen_blocking
+from serve.transport.rendezvous import accept_ranks, dial_root
+from serve.transport.step_channel import StepReceiver, StepSender
+
+Progress = Callable[[str, int, int], None]
+
+PEER_TIMEOUT_S = 60.0
+
+
+def group_listener(socket_dir: str, host: str) -> tuple[socket.socket, str]:
+    """Where the other ranks dial rank 0: a Unix socket of a random name."""
+    wanted = Address(path=os.path.join(socket_dir, f"g{secrets.token_hex(6)}"))
+    listener, address = listen_blocking(wanted)
+    return listener, str(address)
+
+
+class _GroupRunner:
+    """Rank 0's runner as the engine sees it: a step on every rank."""
+
+    def __init__(self, runner: Runner, sender: StepSender) -> None:
+        self._runner = runner
+        self._sender = sender
+
+    def execute(self, step: StepInput, masks: Mapping[int, np.ndarray]) -> StepOutput:
+        self._sender.send(step)
+        return self._runner.execute(step, masks)
+
+
+@dataclass(slots=True)
+class LoadedShard:
+    """One rank, ready for its first step; `phases_s` tells how long each phase of start-up took."""
+
+    spec: ShardSpec
+    runner: Any
+    channel: StepSender | StepReceiver
+    num_total_blocks: int
+    num_weight_bytes: int
+    num_read_bytes: int
+    max_model_len: int
+    vocab_size: int
+    phases_s: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        spec: ShardSpec,
+        *,
+        listener: socket.socket | None,
+        group_address: str,
+        on_progress: Progress,
+        began_s: float,
+    ) -> LoadedShard:
+        """Connect to the other ranks and load this rank's slice.
+
+        Raises:
+            ShoalError: a peer is missing, or the checkpoint cannot be used.
+        """
+        phases_s = {"import": time.monotonic() - began_s}
+        on_progress("connect", 0, 0)
+        step_sockets, collective_sockets = _connect(spec, listener, group_address)
+        phases_s["connect"] = time.monotonic() - began_s - sum(phases_s.values())
+        runner, facts = _load_runner(spec, collective_sockets, on_progress)
+        phases_s["weights"] = time.monotonic() - began_s - sum(phases_s.values())
+        channel = StepSender(step_sockets) if spec.rank == 0 else StepReceiver(step_sockets[0])
+        return cls(spec=spec, runner=runner, channel=channel, phases_s=phases_s, **facts)
+
+    def warm_up(self) -> None:
+        """Rank 0: one real prefill and one decode on every rank, so that the first request is fast.
+
+        Uses block 0, which is rewritten before anybody reads it.
+        """
+        began_s = time.monotonic()
+        runner = self._group_runner()
+        num_tokens = min(16, self.spec.model.engine.block_size)
+        prompt = list(range(num_tokens - 1))
+        params = SamplingParams(seed=0, max_tokens=2, temperature=0.0)
+        first = ScheduledSequence(_WARM_UP_ID, 0, num_tokens - 1, [], [0], True)
+        new = NewSequence(_WARM_UP_ID, prompt, num_tokens - 1, params)
+        output = runner.execute(StepInput(0, [], [new], [first]), {})
+        token_id = output.tokens[0].token_id
+        second = ScheduledSequence(_WARM_UP_ID, num_tokens - 1, 1, [token_id], [], True)
+        runner.execute(StepInput(0, [], [], [second]), {})
+        runner.execute(StepInput(0, [_WARM_UP_ID], [], []), {})
+        self.phases_s["warm_up"] = time.monotonic() - began_s
+
+    def make_engine(self) -> Engine:
+        """Rank 0: the engine over all ranks."""
+        model = self.spec.model
+        limits = model.engine
+        settings = EngineSettings(
+            max_running_sequences=limits.max_running_sequences,
+            token_budget=limits.token_budget,
+            max_step_s=limits.max_step_s,
+            max_waiting_requests=limits.max_waiting_requests,
+            max_waiting_tokens=limits.max_waiting_tokens,
+            block_size=limits.block_size,
+            num_total_blocks=self.num_total_blocks,
+            max_model_len=self.max_model_len,
+            eos_token_ids=read_eos_token_ids(_folder(model)),
+        )
+        return Engine(self._group_runner(), settings, grammars=self._grammars())
+
+    def follow(self) -> None:
+        """Other ranks: take part in every step until rank 0 closes the channel."""
+        assert isinstance(self.channel, StepReceiver)
+        for step in self.channel.steps():
+            self.runner.execute(step, {})
+
+    def _group_runner(self) -> Runner:
+        assert isinstance(self.channel, StepSender)
+        return _GroupRunner(self.runner, self.channel)
+
+    def _grammars(self) -> GrammarCompiler:
+        folder = _folder(self.spec.model)
+        return GrammarCompiler(
+            folder / "tokenizer.json",
+            eos_token_ids=read_eos_token_ids(folder),
+            num_real_tokens=count_real_tokens(folder),
+            vocab_size=self.vocab_size,
+        )
+
+
+_WARM_UP_ID = -1
+
+
+def _connect(
+    spec: ShardSpec, listener: socket.socket | None, group_address: str
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """Sockets of the step channel and of the collectives."""
+    if spec.size == 1:
+        return [], []
+    if spec.rank == 0:
+        assert listener is not None
+        steps, collectives = accept_ranks(
+            listener, size=spec.size, num_channels=2, secret=spec.secret, timeout_s=PEER_TIMEOUT_S
+        )
+        return steps, collectives
+    step, collective = dial_root(
+        group_address, rank=spec.rank, num_channels=2, secret=spec.secret, timeout_s=PEER_TIMEOUT_S
+    )
+    return [step], [collective]
+
+
+def _folder(model: ModelConfig) -> Path:
+    assert model.path is not None, "the planner resolved the path"
+    return model.path
+
+
+def _load_runner(
+    spec: ShardSpec, sockets: list[socket.socket], on_progress: Progress
+) -> tuple[Any, dict[str, int]]:
+    model = spec.model
+    if model.stand_in is not None:
+        return _load_stand_in(spec)
+    raise NotImplementedError(sockets, on_progress)
+
+
+def _load_stand_in(spec: ShardSpec) -> tuple[Any, dict[str, int]]:
+    """A runner without a model: only rank 0 takes time."""
+    assert spec.model.stand_in is not None
+    engine = spec.model.engine
+    step_s = spec.model.stand_in.step_ms / 1000 if spec.rank == 0 else 0.0
+    vocab_size = count_real_tokens(_folder(spec.model))
+    assert isinstance(engine.kv_cache_tokens, int)
+    assert isinstance(spec.model.max_model_len, int)
+    num_blocks = engine.kv_cache_tokens // engine.block_size
+    facts = {
+        "num_total_blocks": num_blocks,
+        "num_weight_bytes": 0,
+        "num_read_bytes": 0,
+        "max_model_len": spec.model.max_model_len,
+        "vocab_size": vocab_size,
+    }
+    return StandInRunner(step_s, num_blocks, vocab_size), facts
