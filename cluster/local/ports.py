@@ -1,0 +1,60 @@
+"""Free TCP ports on loopback, and who holds one that is not free.
+
+Not a reservation: a port found free may be taken before it is bound; whoever binds it says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import psutil
+
+_FIRST_BLOCK_PORT, _LAST_BLOCK_PORT = 30_000, 32_000
+
+
+def is_port_free(port: int, *, host: str = "127.0.0.1") -> bool:
+    """Whether `port` can be bound on `host` now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def find_free_ports(num_ports: int, *, host: str = "127.0.0.1") -> list[int]:
+    """`num_ports` different free ports of the system's choice."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def find_free_block(size: int, *, first_port: int = _FIRST_BLOCK_PORT) -> int:
+    """The first port of `size` neighbouring free ports.
+
+    Raises:
+        OSError: there is no such block.
+    """
+    for start in range(first_port, _LAST_BLOCK_PORT, size):
+        if all(is_port_free(port) for port in range(start, start + size)):
+            return start
+    raise OSError(f"no {size} neighbouring free ports from {first_port} to {_LAST_BLOCK_PORT}")
+
+
+def describe_listener(port: int) -> str:
+    """Who listens on `port`, as "haproxy (pid 12)"; "another process" where that is not known."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.Error:
+        return "another process"
+    for connection in connections:
+        if connection.status != psutil.CONN_LISTEN or connection.laddr[1:] != (port,):
+            continue
+        if connection.pid is not None:
+            with contextlib.suppress(psutil.Error):
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another process"

@@ -1,0 +1,79 @@
+"""How a start goes on: phases with times, told to whoever shows them.
+
+Not a display (`cluster.cli` has two) and not a log. The one decision: the supervisor tells events,
+so the same start can be shown in its own terminal, or by the command that waits for a detached one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+Phase = Literal["ray", "serve", "weights", "warm_up", "ready"]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEvent:
+    """`seconds` is the phase's length once it is done; the bytes are of weights read so far."""
+
+    kind: Literal["begin", "progress", "end", "failed"]
+    phase: Phase
+    seconds: float = 0.0
+    num_bytes: int = 0
+    num_total_bytes: int = 0
+    message: str = ""
+    hint: str = ""
+
+
+class StartListener(Protocol):
+    """Whoever shows a start."""
+
+    def on_event(self, event: PhaseEvent) -> None: ...
+
+
+class EventPipe:
+    """A listener that writes events as JSON lines to a file descriptor, for another process.
+
+    Nobody needs to read: once the reader is gone, events are dropped.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def on_event(self, event: PhaseEvent) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, (json.dumps(asdict(event)) + "\n").encode())
+
+
+def parse_event(line: str) -> PhaseEvent:
+    """One line of an `EventPipe`."""
+    return PhaseEvent(**json.loads(line))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """The sum over every replica's file in the progress folder."""
+
+    num_files: int = 0
+    num_bytes: int = 0
+    num_total_bytes: int = 0
+    is_warming_up: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> LoadProgress:
+        """Add up `<model>-<replica>.json` files; one that is half written is left out."""
+        reports: list[dict[str, Any]] = []
+        for path in folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                reports.append(json.loads(path.read_text(encoding="utf-8")))
+        phases = {report.get("phase") for report in reports}
+        return cls(
+            num_files=len(reports),
+            num_bytes=sum(int(report.get("num_bytes", 0)) for report in reports),
+            num_total_bytes=sum(int(report.get("num_total_bytes", 0)) for report in reports),
+            is_warming_up=bool(reports) and phases <= {"warm_up", "connect", "ready"},
+        )

@@ -1,0 +1,118 @@
+"""Why a start failed, in one message: Serve says "failed", the reason is in a replica's log.
+
+Not a log viewer. Looks first at what Serve's status carries, then at the newest traceback in the
+logs of the session folder, and keeps the last exception of it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+_FAILED_DEPLOYMENT_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+_EXCEPTION_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit))(?:\(|: ?)(.*)")
+_LOG_PREFIX = re.compile(r"^\w+ \d{4}-\d\d-\d\d [\d:,.]+ \S+ \S+ (?:-- )?")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_TAIL_BYTES = 200_000
+_WRAPPERS = (
+    "RayTaskError",
+    "RayActorError",
+    "ActorDiedError",
+    "ray.exceptions.",
+    "RuntimeError: Traceback",
+    "KeyboardInterrupt",
+    "SystemExit",
+)
+
+
+def failure_of(applications: dict[str, Any]) -> str | None:
+    """Serve's message about the first application that failed; None while none did."""
+    for name, application in applications.items():
+        messages = [
+            str(deployment.get("message", ""))
+            for deployment in application.get("deployments", {}).values()
+            if deployment.get("status") in _FAILED_DEPLOYMENT_STATES
+        ]
+        if application.get("status") in FAILED_STATES or messages:
+            found = [*messages, str(application.get("message", ""))]
+            return next((text for text in found if text), f"application {name!r} failed")
+    return None
+
+
+def root_cause(serve_message: str, *, logs_path: Path) -> str:
+    """The last exception in `serve_message`, else in the newest log with a traceback.
+
+    Returns:
+        One exception as "Type: message", or `serve_message` where there is none anywhere.
+    """
+    found = last_exception(serve_message)
+    if found is not None:
+        return found
+    for path in _newest_logs(logs_path):
+        found = last_exception(_tail(path))
+        if found is not None:
+            return found
+    return serve_message.strip()
+
+
+def last_exception(text: str) -> str | None:
+    """The last exception that a traceback in `text` ends with, without Ray's own wrapping."""
+    lines = [_ANSI.sub("", line) for line in text.splitlines()]
+    candidates = []
+    is_in_traceback = False
+    for index, line in enumerate(lines):
+        bare = _LOG_PREFIX.sub("", line)
+        if "Traceback (most recent call last)" in bare or bare.startswith("ray::"):
+            is_in_traceback = True
+        match = _EXCEPTION_LINE.match(bare)
+        if match and is_in_traceback:
+            candidates.append(_with_continuation(lines, index, bare))
+            is_in_traceback = False
+    own = [text for text in candidates if not _is_wrapping(text)]
+    found = own or candidates
+    return found[-1] if found else None
+
+
+def _with_continuation(lines: list[str], index: int, first: str) -> str:
+    """The exception's message with the lines that belong to it (until a blank or a new entry)."""
+    message = [first]
+    for line in lines[index + 1 :]:
+        if not line.strip() or _LOG_PREFIX.match(line) or line.startswith(("Traceback", "The ")):
+            break
+        message.append(line)
+    return "\n".join(message).strip()
+
+
+def _is_wrapping(text: str) -> bool:
+    return text.startswith(_WRAPPERS)
+
+
+def _newest_logs(logs_path: Path) -> list[Path]:
+    candidates = [
+        *logs_path.glob("serve/*.log"),
+        *logs_path.glob("worker-*.err"),
+        *logs_path.glob("dashboard_ServeHead.*"),
+        *logs_path.glob("dashboard.*"),
+        *logs_path.glob("raylet.*"),
+        *logs_path.glob("gcs_server.*"),
+    ]
+    return sorted(candidates, key=_changed_at, reverse=True)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,266 @@
+"""Starts Ray, Serve and the models of one run, watches over them, and ends every one of them.
+
+Not Serve's controller: what fails inside Ray is Ray's to restart. The one decision: the supervisor
+is the subreaper of everything it starts, so "all that descends from me" is exactly what must be
+gone when it ends, and the environment's run id finds the same processes if it was killed itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import CommandError, InterruptedStartError, LostError, StartError
+
+from .environment import RunPorts, build_environment, write_proxy_launcher
+from .folder import RunFolder
+from .interrupts import Interrupts
+from .loopback_http import ServeApi, call
+from .processes import ProcessId, become_subreaper, descendants, reap_children
+from .progress import LoadProgress, Phase, PhaseEvent, StartListener
+from .root_cause import failure_of, last_exception, root_cause
+from .sweep import end_run
+
+_POLL_S = 0.1
+_STATUS_POLL_S = 1.0
+_RECORD_PERIOD_S = 5.0
+_PUT_TIMEOUT_S = 120.0
+_NUM_LOGICAL_CPUS = 64
+_OBJECT_STORE_BYTES = 100_000_000
+_CORE_PROCESSES = ("gcs_server", "raylet")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What to run: the body of Serve's REST call, and what the launcher must know of it."""
+
+    body: dict[str, Any]
+    host: str
+    port: int
+    models: tuple[str, ...]
+    longest_generation_s: float
+
+
+class Supervisor:
+    """One run, from its folder to its end. Call `start`, `watch`, and always `stop`."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        deployment: Deployment,
+        *,
+        listener: StartListener,
+        interrupts: Interrupts,
+    ) -> None:
+        self._run = run
+        self._deployment = deployment
+        self._listener = listener
+        self._interrupts = interrupts
+        self._ports = RunPorts.choose()
+        self._serve_api = ServeApi(self._ports.dashboard, run.token_path)
+        self._core: dict[str, ProcessId] = {}
+        self._has_serve = False
+
+    def start(self) -> None:
+        """Bring everything up; returns when every model answers.
+
+        Raises:
+            StartError: the root cause of what did not come up.
+            InterruptedStartError: a signal came first.
+        """
+        become_subreaper()
+        self._run.update(
+            phase="starting",
+            host=self._deployment.host,
+            port=self._deployment.port,
+            dashboard_port=self._ports.dashboard,
+            models=self._deployment.models,
+        )
+        started_at = time.monotonic()
+        with self._phase("ray"):
+            self._start_ray()
+        with self._phase("serve"):
+            self._deploy()
+            self._wait_until(lambda load, is_ready: is_ready or load.num_files > 0)
+        if not self._is_ready():
+            with self._phase("weights"):
+                self._wait_until(lambda load, is_ready: is_ready or load.is_warming_up)
+            with self._phase("warm_up"):
+                self._wait_until(lambda load, is_ready: is_ready)
+        self._record_processes()
+        self._run.update(phase="ready")
+        self._tell("end", "ready", seconds=time.monotonic() - started_at)
+
+    def watch(self) -> None:
+        """Return when a signal asks for the end.
+
+        Raises:
+            LostError: a process that Ray cannot do without has ended.
+        """
+        next_record = 0.0
+        while not self._interrupts.wait(1.0):
+            reap_children()
+            for name, identity in self._core.items():
+                if identity.find() is None:
+                    raise LostError(
+                        f"Ray's {name} has ended (pid {identity.pid})",
+                        hint="Start again with: shoal up",
+                    )
+            if time.monotonic() > next_record:
+                self._record_processes()
+                next_record = time.monotonic() + _RECORD_PERIOD_S
+
+    def stop(self) -> None:
+        """Drain, end every process, remove the folder. A second signal skips the draining.
+
+        Raises:
+            CommandError: a process does not end, not even by SIGKILL; names it.
+        """
+        self._run.update(phase="stopping")
+        if self._has_serve:
+            self._drain()
+        end_run(self._run, core=tuple(self._core.values()))
+
+    def _start_ray(self) -> None:
+        write_proxy_launcher(self._run)
+        environment = build_environment(
+            self._run, self._ports, longest_generation_s=self._deployment.longest_generation_s
+        )
+        command = [sys.executable, "-m", "cluster.local.ray_head"]
+        command += ["--temp-path", str(self._run.ray_path)]
+        command += ["--dashboard-port", str(self._ports.dashboard)]
+        command += ["--num-logical-cpus", str(_NUM_LOGICAL_CPUS)]
+        command += ["--object-store-bytes", str(_OBJECT_STORE_BYTES)]
+        with self._run.log_path.open("ab") as log:
+            starter = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=self._run.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        while starter.poll() is None:
+            self._check_interrupts()
+            time.sleep(_POLL_S)
+        if starter.returncode != 0:
+            output = self._run.log_path.read_text(encoding="utf-8", errors="replace")
+            cause = last_exception(output) or output.strip()[-2000:]
+            raise StartError(f"Ray did not start: {cause}")
+        self._record_processes()
+        self._core = _find_core(self._run.state.processes)
+
+    def _deploy(self) -> None:
+        answers: list[Any] = []
+
+        def put() -> None:
+            try:
+                answer = self._serve_api.put_applications(
+                    self._deployment.body, timeout_s=_PUT_TIMEOUT_S
+                )
+                answers.append(None if answer.is_ok else answer.text)
+            except OSError as exc:
+                answers.append(str(exc))
+
+        self._has_serve = True
+        self._run_beside(put)
+        if answers[0] is not None:
+            cause = root_cause(answers[0], logs_path=self._run.session_logs_path)
+            raise StartError(f"Ray Serve did not take the deployment: {cause}")
+        self._record_processes()
+
+    def _wait_until(self, is_over: Any) -> None:
+        """Poll progress and readiness until `is_over(load, is_ready)`; fail when Serve has."""
+        next_status = time.monotonic() + _STATUS_POLL_S
+        told = LoadProgress()
+        while True:
+            self._check_interrupts()
+            load = LoadProgress.read(self._run.progress_path)
+            if load.num_total_bytes and load != told:
+                told = load
+                self._tell(
+                    "progress",
+                    "weights",
+                    num_bytes=load.num_bytes,
+                    num_total_bytes=load.num_total_bytes,
+                )
+            if is_over(load, self._is_ready()):
+                return
+            if time.monotonic() > next_status:
+                self._check_serve()
+                next_status = time.monotonic() + _STATUS_POLL_S
+            time.sleep(_POLL_S)
+
+    def _is_ready(self) -> bool:
+        try:
+            answer = call("GET", self._deployment.port, "/health/ready", host=self._deployment.host)
+        except OSError:
+            return False
+        return answer.is_ok
+
+    def _check_serve(self) -> None:
+        message = failure_of(self._serve_api.applications())
+        if message is not None:
+            raise StartError(root_cause(message, logs_path=self._run.session_logs_path))
+        for name, identity in self._core.items():
+            if identity.find() is None:
+                cause = root_cause("", logs_path=self._run.session_logs_path)
+                raise StartError(f"Ray's {name} ended during the start. {cause}".strip())
+
+    def _check_interrupts(self) -> None:
+        if self._interrupts.num_received:
+            raise InterruptedStartError("stopped before it was ready")
+
+    def _record_processes(self) -> None:
+        reap_children()
+        self._run.update(processes=tuple(descendants()))
+
+    def _drain(self) -> None:
+        """Let Serve end its applications; running answers have their models' grace for it."""
+        num_before = self._interrupts.num_received
+
+        def delete() -> None:
+            with contextlib.suppress(OSError):
+                grace_s = self._deployment.longest_generation_s + 10
+                self._serve_api.delete_applications(timeout_s=grace_s)
+
+        self._run_beside(delete, num_interrupts=num_before + 1)
+
+    def _run_beside(self, action: Any, *, num_interrupts: int = 1) -> None:
+        """Run `action` in a thread; give up on it when that many signals came."""
+        thread = threading.Thread(target=action, daemon=True)
+        thread.start()
+        while thread.is_alive() and self._interrupts.num_received < num_interrupts:
+            thread.join(_POLL_S)
+        if thread.is_alive() and num_interrupts == 1:
+            self._check_interrupts()
+
+    @contextlib.contextmanager
+    def _phase(self, phase: Phase) -> Iterator[None]:
+        self._tell("begin", phase)
+        began = time.monotonic()
+        try:
+            yield
+        except CommandError as exc:
+            self._listener.on_event(PhaseEvent("failed", phase, message=exc.message, hint=exc.hint))
+            raise
+        self._tell("end", phase, seconds=time.monotonic() - began)
+
+    def _tell(self, kind: Any, phase: Phase, **fields: Any) -> None:
+        self._listener.on_event(PhaseEvent(kind, phase, **fields))
+
+
+def _find_core(processes: tuple[ProcessId, ...]) -> dict[str, ProcessId]:
+    found: dict[str, ProcessId] = {}
+    for identity in processes:
+        process = identity.find()
+        if process is not None and process.name() in _CORE_PROCESSES:
+            found[process.name()] = identity
+    return found
