@@ -1,0 +1,150 @@
+"""Order, chunks and preemption."""
+
+from collections.abc import Callable
+
+import pytest
+
+from serve.engine.budget import TokenBudget
+from serve.engine.engine import Engine
+from serve.messages import StepInput, StepOutput
+from serve.testing.drive import Receiver, generate_request, run
+from serve.testing.slot_runner import SlotRunner, choose_by_hash
+from serve.testing.stand_in import StandInRunner
+
+MakeEngine = Callable[..., Engine]
+
+
+class RecordingRunner(StandInRunner):
+    """Keeps every step it was given."""
+
+    def __init__(self, num_total_blocks: int) -> None:
+        super().__init__(0.0, num_total_blocks, 1000)
+        self.steps: list[StepInput] = []
+
+    def execute(self, step, masks) -> StepOutput:
+        self.steps.append(step)
+        return super().execute(step, masks)
+
+
+def test_prompt_is_computed_in_chunks_beside_decodes(make_engine: MakeEngine) -> None:
+    runner = RecordingRunner(64)
+    engine = make_engine(runner=runner, token_budget=16)
+    engine.add(generate_request(1, [5, 6], max_tokens=20))
+    engine.step()
+    engine.add(generate_request(2, [7] * 40, max_tokens=2))
+    run(engine)
+
+    shares = [{s.seq_id: s.num_scheduled_tokens for s in step.scheduled} for step in runner.steps]
+    assert [share.get(2, 0) for share in shares[:6]] == [0, 15, 15, 10, 1, 0]
+    assert all(share[1] == 1 for share in shares[1:20])
+    is_sampled = [s.is_sampled for step in runner.steps for s in step.scheduled if s.seq_id == 2]
+    assert is_sampled == [False, False, True, True]
+
+
+def test_requests_start_in_order_of_arrival(make_engine: MakeEngine) -> None:
+    runner = RecordingRunner(64)
+    engine = make_engine(runner=runner, max_running_sequences=2)
+    run(engine, [generate_request(i, [5] * (1 + i % 3)) for i in range(9)])
+
+    started = [new.seq_id for step in runner.steps for new in step.new]
+    assert started == sorted(started)
+
+
+def test_small_request_does_not_overtake_one_that_waits_for_blocks(
+    make_engine: MakeEngine,
+) -> None:
+    runner = RecordingRunner(8)
+    engine = make_engine(runner=runner, num_total_blocks=8)
+    prompts = {1: [5] * 20, 2: [6] * 20, 3: [7]}
+    run(engine, [generate_request(i, prompt, max_tokens=2) for i, prompt in prompts.items()])
+
+    assert [new.seq_id for step in runner.steps for new in step.new] == [1, 2, 3]
+    assert runner.steps[0].new[0].seq_id == 1
+    assert len(runner.steps[0].new) == 1
+
+
+def test_preempted_sequence_resumes_with_same_tokens(make_engine: MakeEngine) -> None:
+    requests = [generate_request(i, [5 + i, 6, 7], max_tokens=20, seed=i) for i in range(6)]
+    tight = make_engine(num_total_blocks=8)
+    crowded = run(tight, requests)
+    alone = {i: run(make_engine(), [request]).choices[i, 0] for i, request in enumerate(requests)}
+
+    assert tight.load().num_preemptions_total > 0
+    assert {i: crowded.choices[i, 0] for i in range(6)} == alone
+
+
+def test_pool_for_three_serves_32_clients_with_few_preemptions(make_engine: MakeEngine) -> None:
+    runner = SlotRunner(30, 4, choose_by_hash)
+    engine = make_engine(runner=runner, num_total_blocks=30, max_running_sequences=32)
+    requests = [generate_request(i, [5, 6, 7, i], max_tokens=36) for i in range(32)]
+    receiver = run(engine, requests)
+
+    assert all(len(choice.token_ids) == 36 for choice in receiver.choices.values())
+    assert max(runner.num_starts.values()) - 1 <= 8
+
+
+def test_oldest_request_advances_in_every_step(make_engine: MakeEngine) -> None:
+    engine = make_engine(num_total_blocks=6, token_budget=16)
+    for i in range(12):
+        engine.add(generate_request(i, [5 + i] * 10, max_tokens=12))
+    receiver = Receiver()
+    finished: list[int] = []
+    while engine.has_work:
+        result = engine.step()
+        receiver.take(result)
+        finished += [summary.stream_id for summary in result.summaries]
+        oldest = min(set(range(12)) - set(finished), default=None)
+        if oldest is not None and (oldest, 0) in receiver.choices:
+            assert any(d.stream_id in (oldest, oldest - 1) for d in result.deltas)
+
+    assert finished == sorted(finished)
+
+
+def test_budget_finds_the_largest_step_that_is_short_enough() -> None:
+    budget = TokenBudget(4096, 1.0)
+    durations = []
+    for _ in range(30):
+        num_tokens = budget.tokens
+        durations.append(0.05 + num_tokens * 0.002)
+        budget.observe(num_tokens, num_decode_tokens=0, duration_s=durations[-1])
+
+    assert max(durations) <= 1.0
+    assert durations[-1] >= 0.8
+
+
+def test_budget_shrinks_at_once_and_not_below_its_floor() -> None:
+    budget = TokenBudget(512, 1.0)
+    for _ in range(10):
+        budget.observe(budget.tokens, num_decode_tokens=0, duration_s=0.001)
+    assert budget.tokens == 512
+    budget.observe(512, num_decode_tokens=0, duration_s=4.0)
+    assert budget.tokens <= 128
+    budget.observe(budget.tokens, num_decode_tokens=0, duration_s=400.0)
+
+    assert budget.tokens == 16
+
+
+def test_slow_decodes_do_not_shrink_the_budget() -> None:
+    budget = TokenBudget(512, 1.0)
+    for _ in range(10):
+        budget.observe(budget.tokens, num_decode_tokens=0, duration_s=0.001)
+    budget.observe(64, num_decode_tokens=64, duration_s=3.0)
+
+    assert budget.tokens == 512
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "num_decode_tokens", "left"),
+    [(512, 0, 16), (512, 10, 16), (512, 500, 12), (32, 31, 1), (32, 32, 0)],
+)
+def test_prompts_keep_a_share_beside_any_number_of_decodes(
+    max_tokens: int, num_decode_tokens: int, left: int
+) -> None:
+    assert TokenBudget(max_tokens, 1.0).prefill_tokens(num_decode_tokens) == left
+
+
+def test_small_budget_still_serves_many_sequences(make_engine: MakeEngine) -> None:
+    engine = make_engine(token_budget=16, max_running_sequences=64)
+    receiver = run(engine, [generate_request(i, [10 + i] * 20) for i in range(24)])
+
+    assert [len(choice.token_ids) for choice in receiver.choices.values()] == [8] * 24
