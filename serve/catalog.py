@@ -1,8 +1,8 @@
 """The shape of a Qwen2 model and what follows from it by arithmetic: counts, bytes, legal sizes.
 
 Nothing here reads a file, and nothing imports torch: the planner computes memory and legal sizes
-from the same numbers that the model is built from. The one decision behind it: a `ModelShape` exists
-only for a model that we can run, so nobody downstream asks whether a feature is supported.
+from the same numbers that the model is built from. The one decision behind it: a `ModelShape`
+exists only for a model that we can run, so nobody downstream asks whether a feature is supported.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class TensorLocation:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder that passed inspection: every tensor of `shape` is there, whole, in a dtype we read."""
+    """A folder that passed inspection: every tensor of `shape` is there, in a dtype we read."""
 
     path: Path
     shape: ModelShape
@@ -124,6 +124,24 @@ def count_real_tokens(path: Path) -> int:
             f"model folder {path}: tokenizer.json has no vocabulary of integer ids"
         )
     return int(max(ids)) + 1
+
+
+def read_eos_token_ids(path: Path) -> tuple[int, ...]:
+    """Ids that end an answer: `generation_config.json`'s, else `config.json`'s; may be empty.
+
+    Raises:
+        CheckpointError: one of them is not an id.
+    """
+    folder = Path(path).resolve()
+    for name in ("generation_config.json", _CONFIG):
+        found = (_read_json(folder, name, _MAX_CONFIG_BYTES, []) or {}).get("eos_token_id")
+        ids = found if isinstance(found, list) else [found]
+        if found is None:
+            continue
+        if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+            raise CheckpointError(f"model folder {path}: {name}: eos_token_id is not an id")
+        return tuple(ids)
+    return ()
 
 
 def _read_shape(folder: Path, problems: list[str]) -> ModelShape | None:

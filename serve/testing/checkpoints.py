@@ -61,8 +61,6 @@ def make_checkpoint(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.3
-            if "embed_tokens" in name:
-                scale = 1.0
             mean = 1.0 if "norm" in name else 0.0
             parameter.copy_(mean + scale * torch.randn(parameter.shape, generator=generator))
     model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)

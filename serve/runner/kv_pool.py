@@ -1,0 +1,46 @@
+"""The KV cache's memory: one pair of tensors a layer, divided into slots.
+
+Who holds which block is the engine's business (`engine.block_manager`). The one decision behind
+it: memory is taken at load but touched when a slot is first written, so a large pool costs nothing
+until it is used; only the last slot, which no block contains, is zeroed: attention reads it as
+padding.
+"""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from serve.catalog import ModelShape, num_shard_kv_heads
+
+# Share of the memory that is free after the weights are loaded, and the most that auto takes.
+_AUTO_MEMORY_SHARE = 0.4
+_AUTO_MAX_TOKENS = 131_072
+
+
+class KVPool:
+    """Keys and values of `num_blocks` blocks of `block_size` slots, for this rank's KV heads."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        size: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        dims = (num_shard_kv_heads(shape, size), num_blocks * block_size + 1, shape.head_dim)
+        self.keys = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
+        self.values = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
+        for cache in (*self.keys, *self.values):
+            cache[:, -1].zero_()
+
+
+def auto_kv_cache_tokens(shape: ModelShape, *, size: int, dtype: torch.dtype) -> int:
+    """KV slots, in tokens, that this machine's free memory allows one of `size` local ranks."""
+    num_bytes = shape.kv_bytes_per_token(bytes_per_value=dtype.itemsize, size=size)
+    available = psutil.virtual_memory().available * _AUTO_MEMORY_SHARE / size
+    return min(_AUTO_MAX_TOKENS, int(available) // num_bytes)
