@@ -62,18 +62,20 @@ class LoadProgress:
     num_bytes: int = 0
     num_total_bytes: int = 0
     is_warming_up: bool = False
+    error: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> LoadProgress:
-        """Add up `<model>-<replica>.json` files; one that is half written is left out."""
+        """Add up `<model>-<replica>.json` files; one that cannot be read is left out."""
         reports: list[dict[str, Any]] = []
-        for path in folder.glob("*.json"):
+        for path in sorted(folder.glob("*.json")):
             with contextlib.suppress(OSError, ValueError):
                 reports.append(json.loads(path.read_text(encoding="utf-8")))
-        phases = {report.get("phase") for report in reports}
         return cls(
             num_files=len(reports),
             num_bytes=sum(int(report.get("num_bytes", 0)) for report in reports),
             num_total_bytes=sum(int(report.get("num_total_bytes", 0)) for report in reports),
-            is_warming_up=bool(reports) and phases <= {"warm_up", "connect", "ready"},
+            is_warming_up=bool(reports)
+            and all(report.get("ready") or report.get("phase") == "warm_up" for report in reports),
+            error=next((str(report["error"]) for report in reports if report.get("error")), ""),
         )

@@ -33,6 +33,7 @@ _RECORD_PERIOD_S = 5.0
 _PUT_TIMEOUT_S = 120.0
 _NUM_LOGICAL_CPUS = 64
 _OBJECT_STORE_BYTES = 100_000_000
+_LOGS_HINT = "Every process's log: shoal logs --all, while it starts"
 _CORE_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -191,6 +192,8 @@ class Supervisor:
                     num_bytes=load.num_bytes,
                     num_total_bytes=load.num_total_bytes,
                 )
+            if load.error:
+                raise StartError(load.error, hint=_LOGS_HINT)
             if is_over(load, self._is_ready()):
                 return
             if time.monotonic() > next_status:

@@ -1,0 +1,143 @@
+"""From what a user wrote to a configuration that can be planned, or every reason why not.
+
+Not "auto" and not the machine: that is `cluster.planner`. The one decision: presets are merged
+into the plain values first, each keeping its own file and line, so that the schema and every check
+see one document and all problems come out at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.config import ShoalConfig
+from serve.errors import ConfigurationError
+
+from .checks import check_values
+from .document import Document, KeyPath, Place, Problem, read_document, render_path
+from .presets import configs_path, preset_names, read_preset, unknown_preset
+from .schema_problems import schema_problems
+
+__all__ = [
+    "DEMO_MODEL_PATH",
+    "DEMO_PRESET",
+    "Options",
+    "configs_path",
+    "load_config",
+    "preset_names",
+]
+
+DEMO_PRESET = "demo"
+DEMO_MODEL_PATH = Path(__file__).resolve().parents[2] / "serve" / "demo"
+_NO_FILE = Place("the default configuration")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says over the file: None where it says nothing."""
+
+    model: str | None = None
+    port: int | None = None
+    replicas: int | None = None
+
+
+def load_config(path: Path | None, *, options: Options = Options()) -> ShoalConfig:
+    """The configuration of a file (None: the demo model), presets merged, options applied.
+
+    Relative model folders are relative to the file that names them.
+
+    Raises:
+        ConfigurationError: every problem, a line each, as `file:line: key: message`.
+    """
+    document = Document({}, {}, _NO_FILE) if path is None else read_document(path)
+    problems = document.problems
+    if not problems or document.values:
+        _apply_options(document, options, has_file=path is not None)
+        problems += _merge_hardware(document)
+        problems += _merge_models(document, folder=path.parent if path else Path())
+        problems += schema_problems(document)
+        problems += check_values(document)
+    if problems:
+        raise ConfigurationError("\n".join(_in_order(problems)))
+    return ShoalConfig.model_validate(document.values)
+
+
+def _apply_options(document: Document, options: Options, *, has_file: bool) -> None:
+    model = options.model
+    if model is None and not has_file:
+        document.put(("models",), [{"preset": DEMO_PRESET}], place=_NO_FILE)
+    elif model is not None:
+        place = Place("--model")
+        is_preset = model in preset_names("models")
+        is_folder = "/" in model or Path(model).expanduser().is_dir()
+        key = "path" if is_folder and not is_preset else "preset"
+        value = str(Path(model).expanduser().resolve()) if key == "path" else model
+        document.put(("models",), [{key: value}], place=place)
+    if options.port is not None:
+        document.put(("http", "port"), options.port, place=Place("--port"))
+    if options.replicas is not None:
+        entries = document.values.get("models")
+        for index in range(len(entries) if isinstance(entries, list) else 0):
+            bounds = {"min": options.replicas, "max": options.replicas}
+            document.put(("models", index, "replicas"), bounds, place=Place("--replicas"))
+
+
+def _merge_hardware(document: Document) -> list[Problem]:
+    chosen = document.values.get("hardware", "cpu")
+    name = chosen.get("name", "cpu") if isinstance(chosen, dict) else chosen
+    if not isinstance(name, str):
+        return []
+    preset = read_preset("hardware", name)
+    if preset is None:
+        path: KeyPath = ("hardware", "name") if isinstance(chosen, dict) else ("hardware",)
+        message = unknown_preset("hardware", name)
+        return [Problem(document.place_of(path), render_path(path), message)]
+    if not isinstance(chosen, dict):
+        place = document.place_of(("hardware",))
+        document.put(("hardware",), {"name": name}, place=place)
+    document.merge_below(("hardware",), preset)
+    return preset.problems
+
+
+def _merge_models(document: Document, *, folder: Path) -> list[Problem]:
+    entries = document.values.get("models")
+    problems: list[Problem] = []
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, dict):
+            problems += _merge_model(document, ("models", index), entry, folder=folder)
+    return problems
+
+
+def _merge_model(
+    document: Document, path: KeyPath, entry: dict[str, Any], *, folder: Path
+) -> list[Problem]:
+    problems: list[Problem] = []
+    written = entry.get("path")
+    if isinstance(written, str):
+        _replace(document, (*path, "path"), str((folder / Path(written).expanduser()).resolve()))
+    name = entry.get("preset")
+    if isinstance(name, str):
+        preset = read_preset("models", name)
+        if preset is None:
+            place = document.place_of((*path, "preset"))
+            message = unknown_preset("models", name)
+            return [Problem(place, render_path((*path, "preset")), message)]
+        document.merge_below(path, preset)
+        problems += preset.problems
+        if name == DEMO_PRESET and "path" not in entry:
+            place = document.place_of((*path, "preset"))
+            document.put((*path, "path"), str(DEMO_MODEL_PATH), place=place)
+    if "name" not in entry and isinstance(entry.get("path"), str):
+        place = document.place_of((*path, "path"))
+        document.put((*path, "name"), Path(entry["path"]).name.lower(), place=place)
+    return problems
+
+
+def _replace(document: Document, path: KeyPath, value: Any) -> None:
+    document.put(path, value, place=document.place_of(path))
+
+
+def _in_order(problems: list[Problem]) -> list[str]:
+    ordered = sorted(problems, key=lambda problem: (problem.place.source, problem.place.line or 0))
+    return list(dict.fromkeys(str(problem) for problem in ordered))

@@ -1,0 +1,122 @@
+"""What a schema cannot see: names used twice, hosts, model folders, sizes that do not divide.
+
+Not the machine (ports, memory: `cluster.planner`). The one decision: each check looks at one value
+and is silent where that value's type is wrong, so that all problems of a file appear at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from serve.catalog import ModelShape, stretch_with_yarn, tensor_parallel_problem
+from serve.checkpoint import inspect_checkpoint
+from serve.errors import CheckpointError, ConfigurationError
+
+from .document import Document, KeyPath, Problem, render_path
+from .presets import preset_names
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+
+
+def check_values(document: Document) -> list[Problem]:
+    """Every problem of the document that needs more than its schema."""
+    problems = [*_check_host(document), *_check_names(document)]
+    for index, entry in enumerate(_entries(document)):
+        if isinstance(entry, dict):
+            problems += _check_model(document, ("models", index), entry)
+    return problems
+
+
+def _entries(document: Document) -> list[Any]:
+    entries = document.values.get("models")
+    return entries if isinstance(entries, list) else []
+
+
+def _problem(document: Document, path: KeyPath, message: str) -> Problem:
+    return Problem(document.place_of(path), render_path(path), message)
+
+
+def _check_host(document: Document) -> Iterator[Problem]:
+    http = document.values.get("http")
+    host = http.get("host", "127.0.0.1") if isinstance(http, dict) else "127.0.0.1"
+    if isinstance(host, str) and host not in LOOPBACK_HOSTS:
+        yield _problem(
+            document,
+            ("http", "host"),
+            f"must be one of {', '.join(LOOPBACK_HOSTS)} until there are API keys, got {host!r}",
+        )
+
+
+def _check_names(document: Document) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    has_default = False
+    for index, entry in enumerate(_entries(document)):
+        if not isinstance(entry, dict):
+            continue
+        name = entry.get("name")
+        if isinstance(name, str):
+            if name in first:
+                yield _problem(
+                    document,
+                    ("models", index, "name"),
+                    f"{name!r} is already the name of models[{first[name]}]; give each its own",
+                )
+            first.setdefault(name, index)
+        if entry.get("is_default") is True:
+            if has_default:
+                yield _problem(
+                    document, ("models", index, "is_default"), "only one model may be the default"
+                )
+            has_default = True
+
+
+def _check_model(document: Document, path: KeyPath, entry: dict[str, Any]) -> Iterator[Problem]:
+    if entry.get("stand_in") is not None:
+        return
+    folder = entry.get("path")
+    if folder is None:
+        preset = entry.get("preset")
+        if preset is not None and preset not in preset_names("models"):
+            return
+        what = f"{preset!r} does not come with its weights" if preset else "a model needs a folder"
+        yield _problem(
+            document,
+            path,
+            f"{what}: give the folder with config.json, tokenizer.json and *.safetensors as"
+            " `path:` or by `shoal up --model FOLDER`",
+        )
+        return
+    if not isinstance(folder, str):
+        return
+    try:
+        shape = inspect_checkpoint(Path(folder)).shape
+    except CheckpointError as exc:
+        yield _problem(document, (*path, "path"), exc.message)
+        return
+    yield from _check_shape(document, path, entry, shape)
+
+
+def _check_shape(
+    document: Document, path: KeyPath, entry: dict[str, Any], shape: ModelShape
+) -> Iterator[Problem]:
+    size = entry.get("tensor_parallel")
+    if type(size) is int:
+        reason = tensor_parallel_problem(shape, size)
+        if reason is not None:
+            message = reason.removeprefix("tensor_parallel ")
+            yield _problem(document, (*path, "tensor_parallel"), message)
+    if entry.get("yarn") is True:
+        try:
+            shape = stretch_with_yarn(shape)
+        except ConfigurationError as exc:
+            yield _problem(document, (*path, "yarn"), exc.message.removeprefix("yarn: true "))
+            return
+    length = entry.get("max_model_len")
+    if type(length) is int and length > shape.max_positions:
+        yield _problem(
+            document,
+            (*path, "max_model_len"),
+            f"must be <= {shape.max_positions}, the checkpoint's positions, got {length}",
+        )

@@ -1,0 +1,116 @@
+"""Resolves every "auto" of a configuration, once, into a new object without one.
+
+Not reading files (`cluster.plan`). The one decision: all that depends on the machine is a `Machine`
+passed in, so the same file gives the same plan in a test. The KV cache's size alone stays "auto":
+only the shard knows what is left once its weights are loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.catalog import ModelShape, legal_tensor_parallel_sizes, stretch_with_yarn
+from serve.checkpoint import inspect_checkpoint
+from serve.config import Dtype, HardwareConfig, ModelConfig, ShoalConfig
+
+_CPU_TENSOR_PARALLEL = 2
+_FEW_CORES = 4
+_STAND_IN_POSITIONS = 32_768
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the plan depends on."""
+
+    num_cores: int
+    has_bfloat16: bool
+
+    @classmethod
+    def detect(cls) -> Machine:
+        """This machine, as far as this process may use it."""
+        if hasattr(os, "sched_getaffinity"):
+            num_cores = len(os.sched_getaffinity(0))
+        else:
+            num_cores = os.cpu_count() or 1
+        return cls(num_cores, has_bfloat16=bool(_BFLOAT16_FLAGS & _cpu_flags()))
+
+
+def resolve(config: ShoalConfig, machine: Machine) -> ShoalConfig:
+    """`config` with every "auto" replaced (but `kv_cache_tokens`), names and paths filled in.
+
+    Raises:
+        CheckpointError: a model folder cannot be used (`load_config` would have said so).
+    """
+    hardware = config.hardware
+    if isinstance(hardware, str):
+        hardware = HardwareConfig(name=hardware)
+    models = tuple(_resolve_model(model, hardware, machine) for model in config.models)
+    num_shards = sum(_num_shards(model) for model in models)
+    if hardware.threads_per_shard == "auto":
+        threads = max(1, machine.num_cores // num_shards)
+        hardware = hardware.model_copy(update={"threads_per_shard": threads})
+    copies = config.ingress_copies
+    if copies == "auto":
+        copies = 1 if machine.num_cores < _FEW_CORES else 2
+    changes = {"hardware": hardware, "models": models, "ingress_copies": copies}
+    return config.model_copy(update=changes)
+
+
+def _resolve_model(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> ModelConfig:
+    shape = _shape_of(model)
+    return model.model_copy(
+        update={
+            "name": model.name or (model.path.name.lower() if model.path else "stand-in"),
+            "path": model.path.resolve() if model.path else None,
+            "tensor_parallel": _tensor_parallel(model, shape, hardware),
+            "dtype": _dtype(model, hardware, machine),
+            "max_model_len": _max_model_len(model, shape),
+        }
+    )
+
+
+def _shape_of(model: ModelConfig) -> ModelShape | None:
+    if model.path is None:
+        return None
+    shape = inspect_checkpoint(Path(model.path)).shape
+    return stretch_with_yarn(shape) if model.yarn else shape
+
+
+def _tensor_parallel(model: ModelConfig, shape: ModelShape | None, hardware: HardwareConfig) -> int:
+    if model.tensor_parallel != "auto":
+        return model.tensor_parallel
+    wanted = _CPU_TENSOR_PARALLEL if hardware.device == "cpu" else 1
+    is_legal = shape is None or wanted in legal_tensor_parallel_sizes(shape)
+    return wanted if is_legal else 1
+
+
+def _dtype(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> Dtype:
+    if model.dtype != "auto":
+        return model.dtype
+    return "bfloat16" if hardware.device == "cuda" or machine.has_bfloat16 else "float32"
+
+
+def _max_model_len(model: ModelConfig, shape: ModelShape | None) -> int:
+    if model.max_model_len != "auto":
+        return model.max_model_len
+    return _STAND_IN_POSITIONS if shape is None else shape.max_positions
+
+
+def _num_shards(model: ModelConfig) -> int:
+    assert isinstance(model.tensor_parallel, int)
+    return model.tensor_parallel * model.replicas.min
+
+
+def _cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
