@@ -33,6 +33,7 @@ from serve.shards.spec import ShardSpec
 RUN_FOLDER_VARIABLE = "SHOAL_RUN_DIR"
 REPLICA = "Replica"
 INGRESS = "Ingress"
+DOOR = "Door"
 
 
 class IngressArgs(Section):
@@ -60,7 +61,7 @@ def build_ingress(args: dict[str, Any]) -> ray_serve.Application:
 def build_model(args: dict[str, Any]) -> ray_serve.Application:
     """The application of one model."""
     ModelArgs.model_validate(args)
-    return _ReplicaDeployment.bind(args)  # type: ignore[attr-defined, no-any-return]
+    return _Door.bind(_ReplicaDeployment.bind(args))  # type: ignore[attr-defined, no-any-return]
 
 
 @ray_serve.deployment(
@@ -104,6 +105,21 @@ class _ReplicaDeployment:
         replica = getattr(self, "_replica", None)
         if replica is not None:
             replica.stop()
+
+
+@ray_serve.deployment(
+    name=DOOR,
+    autoscaling_config={"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1},
+)
+class _Door:
+    """First deployment of a model's application, of which no process ever starts.
+
+    In HAProxy mode Serve refuses a router on the first deployment of an application, and a model
+    needs an application of its own: so something without a router stands before its replicas.
+    """
+
+    def __init__(self, replicas: object) -> None:
+        self._replicas = replicas
 
 
 @ray_serve.deployment(name=INGRESS, max_ongoing_requests=100_000)
