@@ -128,8 +128,9 @@ class _IngressDeployment:
     """The HTTP tier as Serve runs it."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
-        from serve.ingress.app import build_app, load_served_model
+        from serve.ingress.app import build_app
         from serve.ingress.dispatch import ServeDispatcher
+        from serve.ingress.served_model import load_served_model
         from serve.routing import registry
 
         settings = IngressArgs.model_validate(args)

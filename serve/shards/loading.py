@@ -179,7 +179,41 @@ def _load_runner(
     model = spec.model
     if model.stand_in is not None:
         return _load_stand_in(spec)
-    raise NotImplementedError(sockets, on_progress)
+    # Imported here so that a stand-in needs no torch.
+    from serve.model.tensor_parallel import SingleRank
+    from serve.runner.loading import load_runner
+    from serve.shards.collectives import LoopbackCollectives
+
+    assert model.dtype != "auto" and model.max_model_len != "auto", "the planner resolved them"
+    assert isinstance(spec.hardware.threads_per_shard, int), "the planner resolved it"
+    folder = _folder(model)
+    limits = model.engine
+    runner = load_runner(
+        path=folder,
+        collectives=SingleRank()
+        if spec.size == 1
+        else LoopbackCollectives(rank=spec.rank, size=spec.size, sockets=sockets),
+        dtype=model.dtype,
+        block_size=limits.block_size,
+        num_threads=spec.hardware.threads_per_shard,
+        num_real_tokens=count_real_tokens(folder),
+        eos_token_ids=read_eos_token_ids(folder),
+        kv_cache_tokens=None if limits.kv_cache_tokens == "auto" else limits.kv_cache_tokens,
+        max_model_len=model.max_model_len,
+        yarn=model.yarn,
+        on_progress=lambda num_bytes, num_total: on_progress("weights", num_bytes, num_total),
+    )
+    facts = {
+        name: getattr(runner, name)
+        for name in (
+            "num_total_blocks",
+            "num_weight_bytes",
+            "num_read_bytes",
+            "max_model_len",
+            "vocab_size",
+        )
+    }
+    return runner, facts
 
 
 def _load_stand_in(spec: ShardSpec) -> tuple[Any, dict[str, int]]:
