@@ -113,6 +113,10 @@ class RunFolder:
         """Logs of Ray's processes and of every actor."""
         return self.ray_path / "session_latest" / "logs"
 
+    def adopt(self) -> None:
+        """Make the calling process the owner of the run (a fork of the former one)."""
+        self.update(owner=ProcessId.of(_this_process()))
+
     def update(self, **changes: Any) -> None:
         """Change fields of the state, in memory and, by one rename, on disk."""
         self.state = replace(self.state, **changes)
