@@ -50,6 +50,7 @@ def _model_application(
     }
     return {
         "name": model.application,
+        "route_prefix": None,
         "import_path": "serve.app:build_model",
         "args": {
             "model": model.model_dump(mode="json", exclude={"replicas"}),
