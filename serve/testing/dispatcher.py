@@ -32,8 +32,9 @@ class EchoDispatcher:
     """Answers choice `index` of a request with the tokens `script(request, index)`.
 
     A script that ends before `max_tokens` ends with finish reason "stop", else "length". Set
-    `refusal` to refuse what follows, `failure` to end streams after `failure_after_steps`, and
-    `is_held` to admit nothing until it is false again. `requests` and `aborted` say what came.
+    `refusal` to refuse what follows, `failure` to end streams after `failure_after_steps`; clear
+    `may_admit` to admit nothing for a while. `requests` are those that came, `left` the ids of
+    those whose client left (aborted, or cancelled before admission).
     """
 
     def __init__(
@@ -54,8 +55,7 @@ class EchoDispatcher:
         self.may_admit = asyncio.Event()
         self.may_admit.set()
         self.requests: list[GenerateRequest] = []
-        self.aborted: list[str] = []
-        self.cancelled: list[str] = []
+        self.left: asyncio.Queue[str] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -71,7 +71,7 @@ class EchoDispatcher:
         try:
             await self.may_admit.wait()
         except asyncio.CancelledError:
-            self.cancelled.append(request.request_id)
+            self.left.put_nowait(request.request_id)
             raise
         if self.refusal is not None:
             raise self.refusal
@@ -104,7 +104,7 @@ class EchoDispatcher:
         ]
 
     def _abort(self, request_id: str, task: asyncio.Task[None]) -> None:
-        self.aborted.append(request_id)
+        self.left.put_nowait(request_id)
         task.cancel()
 
     async def _speak(self, request: GenerateRequest, stream: TokenStream) -> None:
