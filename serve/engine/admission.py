@@ -12,10 +12,10 @@ from itertools import chain
 import msgspec
 
 from serve.errors import ContextLengthError, InvalidRequestError, OverloadedError
-from serve.messages import FinishReason, GenerateRequest, GrammarSpec, Prompt, SamplingParams
+from serve.messages import GenerateRequest, GrammarSpec, Prompt, SamplingParams
 from serve.seeds import choice_seed
 
-from .grammar import GrammarCompiler, GrammarError, Matcher
+from .grammar import GrammarCompiler, Matcher
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .settings import EngineSettings
@@ -110,23 +110,6 @@ class Admission:
                 param="response_format",
             )
         return self._grammars.compile(spec)
-
-
-def replay(sequence: Sequence) -> FinishReason | None:
-    """Take a new sequence over the output that an earlier attempt sent; the reason if it ended.
-
-    Raises:
-        InvalidRequestError: the grammar does not allow that output.
-    """
-    output = sequence.token_ids[sequence.num_prompt_tokens :]
-    try:
-        for token_id in output:
-            reason = sequence.finish_reason_after(token_id)
-    except GrammarError as exc:
-        raise InvalidRequestError(f"the output so far breaks its grammar: {exc}") from exc
-    if output:
-        return reason
-    return "length" if len(sequence.token_ids) >= sequence.max_len else None
 
 
 def _check_prompt(prompt: Prompt, settings: EngineSettings) -> None:

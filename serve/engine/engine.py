@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serve.errors import ErrorInfo, InternalError, PoisonedRequestError
+from serve.errors import ErrorInfo, InternalError, InvalidRequestError, PoisonedRequestError
 from serve.messages import (
     FinishReason,
     GenerateRequest,
@@ -25,7 +25,7 @@ from serve.messages import (
     TokenDelta,
 )
 
-from .admission import Admission, replay
+from .admission import Admission
 from .grammar import GrammarCompiler, GrammarError
 from .scheduler import Schedule, Scheduler
 from .sequence import Sequence
@@ -95,7 +95,7 @@ class Engine:
         stream_id = request.stream.stream_id
         assert stream_id not in self._requests, "a stream id is used once"
         sequences = self._admission.build(request)
-        reasons = [replay(sequence) for sequence in sequences]
+        reasons = [_replay(sequence) for sequence in sequences]
         unfinished = [s for s, reason in zip(sequences, reasons, strict=True) if reason is None]
         if unfinished:
             self._admission.check_bounds(self._scheduler, unfinished)
@@ -159,11 +159,11 @@ class Engine:
         assert all(request.num_unfinished > 0 for request in self._requests.values())
 
     def _execute(self, schedule: Schedule) -> StepOutput:
-        masks = {
-            sequence.seq_id: sequence.matcher.mask()
-            for sequence in schedule.sampled
-            if sequence.matcher is not None
-        }
+        masks = {}
+        for sequence in schedule.sampled:
+            if sequence.matcher is not None:
+                sequence.matcher.watch(sequence.num_left_tokens)
+                masks[sequence.seq_id] = sequence.matcher.mask()
         started_s = self._clock()
         output = self._runner.execute(schedule.step, masks)
         self._scheduler.budget.observe(
@@ -238,3 +238,10 @@ class Engine:
     def _take_result(self) -> StepResult:
         result, self._result = self._result, StepResult([], [])
         return result
+
+
+def _replay(sequence: Sequence) -> FinishReason | None:
+    try:
+        return sequence.replay()
+    except GrammarError as exc:
+        raise InvalidRequestError(f"the output so far breaks its grammar: {exc}") from exc

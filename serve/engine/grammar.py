@@ -20,6 +20,9 @@ from serve.messages import GrammarSpec
 MAX_JSON_DEPTH = 32
 _MAX_CACHED = 64
 _MAX_MESSAGE = 200
+_MAX_END_TOKENS = 512
+_END_MARGIN = 16  # tokens by which one token may make the shortest end longer
+_LOOK_EVERY = 8  # look again when this fraction of the spare tokens is used
 
 
 class GrammarError(Exception):
@@ -27,29 +30,63 @@ class GrammarError(Exception):
 
 
 class Matcher:
-    """Where one sequence stands in its grammar."""
+    """Where one sequence stands in its grammar, and whether it must come to its end.
 
-    __slots__ = ("_matcher", "_num_words")
+    Before each token `watch` compares the tokens left with the shortest end known from here. When
+    only a margin is between them, the masks from then on allow that end alone: the text is cut,
+    but it parses. Ends are looked for the more often the nearer they are.
+    """
 
-    def __init__(self, matcher: LLMatcher, num_words: int) -> None:
+    __slots__ = ("_compiler", "_end", "_matcher", "_num_until_look")
+
+    def __init__(self, matcher: LLMatcher, compiler: GrammarCompiler) -> None:
         self._matcher = matcher
-        self._num_words = num_words
+        self._compiler = compiler
+        self._end: list[int] | None = None  # what is left of it, last token first
+        self._num_until_look = 0
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the text is being cut to fit."""
+        return self._end is not None
+
+    def watch(self, num_left: int) -> None:
+        """Decide on the next token's freedom; call once before each, in the order of positions.
+
+        `num_left` tokens may still come, this one included.
+        """
+        if self._end is not None:
+            return
+        if self._num_until_look > 0:
+            self._num_until_look -= 1
+            return
+        end = self._compiler.find_end(self._matcher.deep_copy(), num_left)
+        num_spare = num_left - len(end) - _END_MARGIN if end else num_left
+        if end and num_spare <= 0:
+            self._end = end[::-1]
+        else:
+            self._num_until_look = num_spare // _LOOK_EVERY
+
+    def mask(self) -> np.ndarray:
+        """Allowed tokens, bit `i % 32` of word `i // 32` for token i: uint32 [num_words]."""
+        if self._end:
+            token_id = self._end[-1]
+            mask = np.zeros(self._compiler.num_words, dtype=np.uint32)
+            mask[token_id // 32] = np.uint32(1 << token_id % 32)
+            return mask
+        return self._compiler.mask_of(self._matcher)
 
     def consume(self, token_id: int) -> bool:
-        """Advance by a token; whether nothing but the end can follow.
+        """Advance by a token; whether nothing but the end of sequence can follow.
 
         Raises:
             GrammarError: `token_id` is not allowed here.
         """
         if not self._matcher.consume_token(token_id):
             raise GrammarError(self._matcher.get_error() or f"token {token_id} is not allowed")
+        if self._end:
+            self._end.pop()
         return self._matcher.is_stopped()
-
-    def mask(self) -> np.ndarray:
-        """Allowed tokens, bit `i % 32` of word `i // 32` for token i: uint32 [num_words]."""
-        mask = np.zeros(self._num_words, dtype=np.uint32)
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        return mask
 
 
 class GrammarCompiler:
@@ -71,7 +108,9 @@ class GrammarCompiler:
         self._tokenizer = LLTokenizer(
             str(tokenizer_json), n_vocab=vocab_size, eos_token=list(eos_token_ids)
         )
-        self._num_words = -(-vocab_size // 32)
+        self.num_words = -(-vocab_size // 32)
+        self._eos_token_id = eos_token_ids[0]
+        self._byte_ids = self._find_byte_ids()
         self._compiled: OrderedDict[GrammarSpec, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -89,7 +128,46 @@ class GrammarCompiler:
             self._compiled.move_to_end(spec)
             if len(self._compiled) > _MAX_CACHED:
                 self._compiled.popitem(last=False)
-            return Matcher(prototype.deep_copy(), self._num_words)
+            return Matcher(prototype.deep_copy(), self)
+
+    def mask_of(self, matcher: LLMatcher) -> np.ndarray:
+        """The mask of a matcher's state: uint32 [num_words]."""
+        mask = np.zeros(self.num_words, dtype=np.uint32)
+        matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        return mask
+
+    def find_end(self, matcher: LLMatcher, max_tokens: int) -> list[int]:
+        """A short way from the state of `matcher` (which moves) to the end of its grammar.
+
+        Byte by byte, closing whatever can be closed. Empty where `max_tokens`, or 512, do not do.
+        """
+        end: list[int] = []
+        while not matcher.is_stopped():
+            if len(end) == min(max_tokens, _MAX_END_TOKENS):
+                return []
+            if matcher.is_accepting():
+                return [*end, self._eos_token_id]
+            allowed = np.unpackbits(self.mask_of(matcher).view(np.uint8), bitorder="little")
+            token_id = self._choose_closing(allowed)
+            if not matcher.consume_token(token_id):
+                return []
+            end.append(token_id)
+        return end
+
+    def _choose_closing(self, allowed: np.ndarray) -> int:
+        is_allowed = allowed[self._byte_ids]
+        if not is_allowed.any():
+            return int(allowed.argmax())  # forced text has one spelling in tokens
+        # Where both brackets may come they are text, and so is all but the closing quote.
+        is_text = is_allowed[0] and is_allowed[1] and is_allowed[2]
+        return int(self._byte_ids[2 if is_text else is_allowed.argmax()])
+
+    def _find_byte_ids(self) -> np.ndarray:
+        """The token of each single byte, those that close JSON first."""
+        first = b'}]":,0'
+        rest = bytes(byte for byte in range(256) if byte not in first)
+        tokens = [self._tokenizer.tokenize_bytes(bytes([byte])) for byte in first + rest]
+        return np.array([ids[0] for ids in tokens], dtype=np.int64)
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
         if spec.kind == "json_object":
@@ -127,7 +205,14 @@ def json_object_grammar() -> str:
 
 def _schema_grammar(source: str) -> str:
     try:
-        return LLMatcher.grammar_from_json_schema(source, overrides={"whitespace_flexible": False})
+        return LLMatcher.grammar_from_json_schema(
+            source,
+            overrides={
+                "whitespace_flexible": False,
+                "key_separator": ": ?",
+                "item_separator": ", ?",
+            },
+        )
     except ValueError as exc:
         raise _invalid(str(exc)) from exc
 

@@ -83,6 +83,24 @@ class Sequence:
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
+    @property
+    def num_left_tokens(self) -> int:
+        """Tokens that may still come."""
+        return self.max_len - len(self.token_ids)
+
+    def replay(self) -> FinishReason | None:
+        """Take the grammar over output that was there at first; the reason if that had ended it.
+
+        Raises:
+            GrammarError: the grammar does not allow that output.
+        """
+        reason: FinishReason | None = "length" if self.num_left_tokens <= 0 else None
+        for position in range(self.num_prompt_tokens, len(self.token_ids)):
+            if self.matcher is not None:
+                self.matcher.watch(self.max_len - position)
+            reason = self._finish_reason_after(self.token_ids[position])
+        return reason
+
     def append(self, token_id: int) -> FinishReason | None:
         """Take a sampled token; the reason if it was the last.
 
@@ -90,18 +108,10 @@ class Sequence:
             GrammarError: the grammar does not allow `token_id`.
         """
         self.token_ids.append(token_id)
-        return self.finish_reason_after(token_id)
+        return self._finish_reason_after(token_id)
 
-    def finish_reason_after(self, token_id: int) -> FinishReason | None:
-        """Move the grammar over `token_id`, the last of `token_ids`; the reason if that ends it.
-
-        Raises:
-            GrammarError: the grammar does not allow `token_id`.
-        """
-        if token_id in self.stop_ids:
-            return "stop"
-        if self.matcher is not None and self.matcher.consume(token_id):
-            return "stop"
-        if len(self.token_ids) >= self.max_len:
-            return "length"
-        return None
+    def _finish_reason_after(self, token_id: int) -> FinishReason | None:
+        matcher = self.matcher
+        if token_id in self.stop_ids or (matcher is not None and matcher.consume(token_id)):
+            return "length" if matcher is not None and matcher.is_closing else "stop"
+        return "length" if self.num_left_tokens <= 0 else None

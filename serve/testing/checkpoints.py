@@ -7,11 +7,14 @@ seconds. Needs transformers and torch; import it only in tests and scripts.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
+
+import serve.demo
 
 
 def make_checkpoint(
@@ -72,3 +75,14 @@ def write_tokenizer(path: Path, *, num_real_tokens: int) -> None:
     vocabulary = {f"t{token_id}": token_id for token_id in range(num_real_tokens)}
     tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": []}
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def add_demo_tokenizer(path: Path) -> Path:
+    """Give the checkpoint in `path` the demo model's tokenizer and template; returns `path`.
+
+    Its `vocab_size` must be at least the demo's.
+    """
+    demo = Path(serve.demo.__file__).parent
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(demo / name, path / name)
+    return path

@@ -9,32 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from serve.engine.grammar import MAX_JSON_DEPTH, GrammarCompiler, GrammarError, Matcher
 from serve.errors import InvalidRequestError
 from serve.messages import GrammarSpec
+from serve.testing.tiny_tokenizer import make_tiny_tokenizer
 
-TEXTS = [
-    '{"name": "quick sort", "steps": ["pick", "split"], "n": 12, "ok": true}',
-    '{"算法": "快速排序", "描述": "分而治之", "emoji": "🦈🌊"}',
-    "{\n  \t \n}",
-    "          ",
-]
-
-
-def make_tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS * 5, trainer)
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    return tokenizer
-
-
-TOKENIZER = make_tokenizer()
+TOKENIZER = make_tiny_tokenizer()
 NUM_REAL = TOKENIZER.get_vocab_size()
 VOCAB_SIZE = NUM_REAL + 45
 EOS = TOKENIZER.token_to_id("<|im_end|>")
@@ -181,6 +162,51 @@ def test_each_sequence_has_its_own_matcher() -> None:
 def test_schema_that_cannot_be_compiled_is_an_invalid_request(source: str) -> None:
     with pytest.raises(InvalidRequestError, match="response_format cannot be compiled"):
         COMPILER.compile(GrammarSpec("json_schema", source))
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("", "{}"),
+        ('{"a', '":""}'),
+        ('{"a": [1, {"b": "x', '"}]}'),
+        ('{"a": -', "0}"),
+        ('{"a": tr', "ue}"),
+        ('{"a": "\\u00', '00"}'),
+        ('{"a": 1,', '"":""}'),
+    ],
+)
+def test_text_is_closed_when_few_tokens_are_left(text: str, end: str) -> None:
+    matcher = COMPILER.compile(JSON_OBJECT)
+    for token_id in TOKENIZER.encode(text).ids:
+        matcher.consume(token_id)
+    closing: list[int] = []
+    is_over = False
+    while not is_over:
+        matcher.watch(len(end) - len(closing))
+        [token_id] = allowed_ids(matcher)
+        closing.append(token_id)
+        is_over = matcher.consume(token_id)
+
+    assert matcher.is_closing
+    assert BYTES.decode_bytes(closing).decode() == end
+
+
+def test_text_is_free_while_tokens_are_left() -> None:
+    matcher = COMPILER.compile(JSON_OBJECT)
+    for position, token_id in enumerate(TOKENIZER.encode('{"a": "quick sort').ids):
+        matcher.watch(40 - position)
+        matcher.consume(token_id)
+
+    assert not matcher.is_closing
+
+
+def test_text_that_can_no_longer_be_closed_goes_on_freely() -> None:
+    matcher = COMPILER.compile(JSON_OBJECT)
+    matcher.watch(1)
+
+    assert not matcher.is_closing
+    assert len(allowed_ids(matcher)) > 1
 
 
 def test_token_outside_the_grammar_is_an_error() -> None:
