@@ -138,6 +138,12 @@ class ShardGroup:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
+    def disconnect(self) -> None:
+        """Only close the control sockets, as the end of this process would."""
+        self.is_over = True
+        for connection in list(self._connections):
+            connection.close()
+
     async def _listen(self) -> str:
         def make() -> Connection:
             connection = Connection(_decoder, self._on_shard_message, self._on_connection_lost)

@@ -184,7 +184,8 @@ def _load_runner(
     from serve.runner.loading import load_runner
     from serve.shards.collectives import LoopbackCollectives
 
-    assert model.dtype != "auto" and model.max_model_len != "auto", "the planner resolved them"
+    assert model.dtype != "auto", "the planner resolved it"
+    assert model.max_model_len != "auto", "the planner resolved it"
     assert isinstance(spec.hardware.threads_per_shard, int), "the planner resolved it"
     folder = _folder(model)
     limits = model.engine

@@ -1,0 +1,215 @@
+"""A group of shards in real processes, without Ray: start, serve, lose one, say why."""
+
+import asyncio
+import contextlib
+import pickle
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.config import EngineConfig, HardwareConfig, ModelConfig, StandInConfig
+from serve.errors import ErrorInfo, ShoalError
+from serve.ingress.sockets import TokenSockets
+from serve.ingress.stream import TokenStream
+from serve.messages import (
+    Add,
+    Admitted,
+    GenerateRequest,
+    LoadReport,
+    Prompt,
+    SamplingParams,
+    ShardProgress,
+    Summary,
+)
+from serve.shards.group import ShardGroup
+from serve.shards.spec import ShardSpec
+from serve.testing.checkpoints import add_demo_tokenizer, make_checkpoint
+
+_MAIN = """
+import pickle, sys
+from serve.shards.actor import Shard
+Shard(pickle.loads(bytes.fromhex(sys.argv[1]))).watch()
+"""
+
+
+class _Process:
+    """A `ShardHandle` over a plain process."""
+
+    def __init__(self, spec: ShardSpec) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _MAIN, pickle.dumps(spec).hex()], stderr=subprocess.DEVNULL
+        )
+
+    async def watch(self) -> None:
+        status = await asyncio.to_thread(self.process.wait)
+        raise RuntimeError(f"exit status {status}")
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+
+class _World:
+    """A group, the token sockets of one ingress, and what both have heard."""
+
+    def __init__(self, folder: Path, model: ModelConfig, size: int) -> None:
+        self.messages: list[Any] = []
+        self.progress: list[ShardProgress] = []
+        self.lost: list[ErrorInfo] = []
+        self.processes: list[_Process] = []
+        self.sockets = TokenSockets(
+            socket_dir=str(folder),
+            host="127.0.0.1",
+            on_load=lambda *_: None,
+            on_lost=lambda _: None,
+        )
+
+        def specs(control_address: str, secret: bytes) -> list[ShardSpec]:
+            hardware = HardwareConfig(threads_per_shard=1)
+            return [
+                ShardSpec(model, hardware, rank, size, "r1", control_address, secret, str(folder))
+                for rank in range(size)
+            ]
+
+        def start(spec: ShardSpec) -> _Process:
+            self.processes.append(_Process(spec))
+            return self.processes[-1]
+
+        self.group = ShardGroup(
+            specs=specs,
+            start_shard=start,
+            on_message=self.messages.append,
+            on_progress=self.progress.append,
+            on_lost=self.lost.append,
+            socket_dir=str(folder),
+            host="127.0.0.1",
+        )
+
+    def add(self, *, max_tokens: int) -> tuple[int, TokenStream]:
+        address = self.sockets.new_address()
+        stream = TokenStream(num_choices=1, replica_id="r1")
+        self.sockets.expect(address.stream_id, stream)
+        request = GenerateRequest(
+            request_id="x",
+            model="m",
+            prompts=[Prompt([1, 2, 3])],
+            sampling=SamplingParams(seed=7, max_tokens=max_tokens, temperature=0.0),
+            stream=address,
+        )
+        self.group.send(Add(request))
+        return address.stream_id, stream
+
+
+def _checkpoint(folder: Path) -> Path:
+    return add_demo_tokenizer(make_checkpoint(folder / "model", vocab_size=8192))
+
+
+def _model(folder: Path, *, step_ms: float | None, path: Path | None = None) -> ModelConfig:
+    if path is None:
+        path = _checkpoint(folder)
+    return ModelConfig(
+        name="m",
+        path=path,
+        dtype="float32",
+        max_model_len=512,
+        engine=EngineConfig(kv_cache_tokens=1024),
+        stand_in=None if step_ms is None else StandInConfig(step_ms=step_ms),
+    )
+
+
+def _run(
+    folder: Path, model: ModelConfig, size: int, test: Callable[[_World], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        world = _World(folder, model, size)
+        await world.sockets.start()
+        try:
+            async with asyncio.timeout(60):
+                await test(world)
+        finally:
+            world.group.stop()
+            world.sockets.stop()
+            for process in world.processes:
+                process.process.wait(10)
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+async def _read(stream: TokenStream) -> list[int]:
+    ids: list[int] = []
+    while deltas := await stream.next():
+        ids += [token_id for delta in deltas for token_id in delta.token_ids]
+    return ids
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_two_shards_of_a_real_model_answer_and_say_so_once(tmp_path: Path) -> None:
+    async def test(world: _World) -> None:
+        await world.group.start(timeout_s=50)
+        stream_id, stream = world.add(max_tokens=12)
+        assert len(await _read(stream)) == 12
+        await _until(lambda: any(isinstance(m, Summary) for m in world.messages))
+        assert [m for m in world.messages if not isinstance(m, LoadReport)] == [
+            Admitted(stream_id),
+            Summary(stream_id, ["length"], 3, 12),
+        ]
+        ready = world.group.ready
+        total = ready[0].num_read_bytes + ready[1].num_read_bytes
+        assert ready[0].num_read_bytes < 0.6 * total
+        weights = [p for p in world.progress if p.phase == "weights" and p.rank == 0]
+        assert weights[-1].num_bytes == weights[-1].num_total_bytes > 0
+
+    _run(tmp_path, _model(tmp_path, step_ms=None), 2, test)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_loss_of_any_rank_ends_the_stream_and_the_group_once(tmp_path: Path, rank: int) -> None:
+    async def test(world: _World) -> None:
+        await world.group.start(timeout_s=50)
+        _, stream = world.add(max_tokens=500)
+        await stream.next()
+        world.processes[rank].process.kill()
+        await _until(lambda: world.lost)
+        world.group.stop()
+        with pytest.raises(ShoalError):
+            await _read(stream)
+        for process in world.processes:
+            await asyncio.to_thread(process.process.wait, 10)
+        assert len(world.lost) == 1
+
+    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test)
+
+
+def test_shards_whose_replica_is_gone_end_their_streams_and_leave(tmp_path: Path) -> None:
+    async def test(world: _World) -> None:
+        await world.group.start(timeout_s=50)
+        _, stream = world.add(max_tokens=500)
+        await stream.next()
+        world.group.disconnect()
+        with pytest.raises(ShoalError, match="gone"):
+            await _read(stream)
+        for process in world.processes:
+            assert await asyncio.to_thread(process.process.wait, 10) == 0
+
+    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test)
+
+
+def test_a_start_that_fails_gives_the_root_cause(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+    async def test(world: _World) -> None:
+        with pytest.raises(ShoalError, match=r"model\.safetensors"):
+            await world.group.start(timeout_s=50)
+
+    _run(tmp_path, _model(tmp_path, step_ms=None, path=path), 2, test)
