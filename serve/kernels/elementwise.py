@@ -35,8 +35,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: float32 [num_tokens, num_heads, head_dim].
-        cos: float32 [num_tokens, 1, head_dim / 2], already gathered by position.
-        sin: the same.
+        cos: float32 [num_tokens, 1, head_dim], already gathered by position.
+        sin: the same, its first half negated.
     """
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((second, first), dim=-1).mul_(sin).add_(x * cos)

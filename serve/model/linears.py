@@ -48,11 +48,9 @@ class QKVLinear:
             yield Cut(f"{prefix}.{letter}_proj.weight", (rows, (0, weight.shape[1])), weight)
             yield Cut(f"{prefix}.{letter}_proj.bias", (rows,), bias)
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys, values of `x` [num_tokens, hidden]: [num_tokens, heads, head_dim] each."""
-        parts = torch.split(linear(x, self.weight, self.bias), self._splits, dim=-1)
-        query, key, value = (part.reshape(part.shape[0], -1, self._head_dim) for part in parts)
-        return query, key, value
+    def __call__(self, x: Tensor) -> Tensor:
+        """Query heads, key heads, value heads: [num_tokens, heads of all three, head_dim]."""
+        return linear(x, self.weight, self.bias).view(x.shape[0], -1, self._head_dim)
 
 
 class GateUpLinear:

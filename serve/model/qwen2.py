@@ -110,8 +110,11 @@ class DecoderLayer:
         self, hidden: Tensor, cos: Tensor, sin: Tensor, *, attention: StepAttention
     ) -> Tensor:
         """The residual stream [num_tokens, hidden] after this layer."""
-        query, key, value = self._qkv(self._input_norm(hidden))
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        heads = self._qkv(self._input_norm(hidden))
+        num_heads, num_kv_heads = self._qkv.num_heads, self._qkv.num_kv_heads
+        rotated = rotate(heads[:, : num_heads + num_kv_heads], cos, sin)
+        query, key = rotated[:, :num_heads], rotated[:, num_heads:]
+        value = heads[:, num_heads + num_kv_heads :]
         hidden = hidden + self._output(attention.attend(self._index, query, key, value))
         inner = silu_and_multiply(self._gate_up(self._ffn_norm(hidden)))
         return hidden + self._down(inner)

@@ -21,11 +21,12 @@ class RotaryTable:
         frequencies = _frequencies(shape)
         angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
         scale = shape.yarn.attention_factor if shape.yarn is not None else 1.0
-        self._cos = angles.cos().mul_(scale)  # [num_positions, head_dim / 2]
-        self._sin = angles.sin().mul_(scale)
+        cos, sin = angles.cos().mul_(scale), angles.sin().mul_(scale)
+        self._cos = torch.cat((cos, cos), dim=-1)  # [num_positions, head_dim]
+        self._sin = torch.cat((-sin, sin), dim=-1)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of `positions` [num_tokens]: [num_tokens, 1, head_dim / 2] each."""
+        """Cosine and sine of `positions` [num_tokens], as `kernels.elementwise.rotate` wants them."""
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
 
 
