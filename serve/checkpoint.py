@@ -261,7 +261,7 @@ def _parse_entry(file: str, entry: object) -> TensorLocation | str:
         return "has a broken shape or place"
     if offsets[0] > offsets[1]:
         return f"ends at byte {offsets[1]}, before its start at {offsets[0]}"
-    if dtype not in BYTES_PER_VALUE:
+    if not isinstance(dtype, str) or dtype not in BYTES_PER_VALUE:
         return f"has dtype {str(dtype)[:20]}, must be one of {', '.join(BYTES_PER_VALUE)}"
     return TensorLocation(file, dtype, tuple(shape))
 
