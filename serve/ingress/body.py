@@ -71,7 +71,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError as exc:
         raise _too_deep() from exc
     except UnicodeDecodeError as exc:
-        raise InvalidRequestError(f"the body is not UTF-8 at byte {exc.start}") from exc
+        raise InvalidRequestError(f"the body is not UTF-8{_first_wrong_byte(body)}") from exc
     except msgspec.MsgspecError as exc:
         if b"\\u" in body and "truncated" in str(exc):
             exc = msgspec.DecodeError("an unpaired surrogate, or it ends too early")
@@ -100,6 +100,14 @@ def check_depth(value: Any) -> None:
         if not level:
             return
     raise _too_deep()
+
+
+def _first_wrong_byte(body: bytes) -> str:
+    try:
+        body.decode()
+    except UnicodeDecodeError as exc:
+        return f" at byte {exc.start}"
+    return ""
 
 
 def _content_length(scope: Scope) -> int:
