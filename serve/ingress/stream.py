@@ -100,6 +100,8 @@ class Dispatcher(Protocol):
     async def submit(self, request: GenerateRequest) -> TokenStream:
         """Hand a request to a replica; returns once an engine has admitted it.
 
+        Cancelled when the client leaves before that: the request must then end by itself.
+
         Raises:
             OverloadedError: the engine's waiting queue is full.
             NotReadyError: no replica became ready in time.
