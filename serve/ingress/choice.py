@@ -79,38 +79,49 @@ class Choice:
             if delta.error is not None:
                 raise from_info(delta.error)
             raise ReplicaLostError(f"the request ended early ({reason})")
-        if self._stops is None and delta.logprobs is None:
-            text = self._take_all(delta.token_ids, is_last=reason == "stop")
+        if delta.logprobs is not None:
+            text = self._take_with_logprobs(delta, delta.logprobs)
+        elif self._stops is not None:
+            text = self._take_with_stops(self._stops, delta.token_ids, is_last=reason == "stop")
         else:
-            text = self._take_each(delta)
+            text = self._take_all(delta.token_ids, is_last=reason == "stop")
         if reason is not None and self.finish_reason is None:
             text += self._finish(reason)
         return text
 
-    def _take_all(self, token_ids: list[int], *, is_last: bool) -> str:
+    def _take_all(self, token_ids: Sequence[int], *, is_last: bool) -> str:
         self.num_tokens += len(token_ids)
         if is_last and token_ids and token_ids[-1] in self._end_ids:
             token_ids = token_ids[:-1]
         return self._detokenizer.feed(token_ids)
 
-    def _take_each(self, delta: TokenDelta) -> str:
+    def _take_with_stops(
+        self, stops: StopStrings, token_ids: Sequence[int], *, is_last: bool
+    ) -> str:
+        """Token by token: those behind the one that completes a stop string never count."""
+        text = ""
+        last = len(token_ids) - 1
+        for position, token_id in enumerate(token_ids):
+            decoded = self._take_all((token_id,), is_last=is_last and position == last)
+            text += stops.feed(decoded)
+            if stops.is_stopped:
+                self.finish_reason = "stop"
+                break
+        return text
+
+    def _take_with_logprobs(self, delta: TokenDelta, logprobs: Sequence[TopLogprobs]) -> str:
         text = ""
         last = len(delta.token_ids) - 1
         for position, token_id in enumerate(delta.token_ids):
-            is_end = position == last and delta.finish_reason == "stop"
-            decoded = "" if is_end and token_id in self._end_ids else self._decode(token_id)
-            self.num_tokens += 1
-            if delta.logprobs is not None:
-                self._note(token_id, len(decoded), delta.logprobs[position])
+            is_last = position == last and delta.finish_reason == "stop"
+            decoded = self._take_all((token_id,), is_last=is_last)
+            self._note(token_id, len(decoded), logprobs[position])
             text += self._show(decoded)
             if self._stops is not None and self._stops.is_stopped:
                 self.finish_reason = "stop"
                 break
         self._release_logprobs()
         return text
-
-    def _decode(self, token_id: int) -> str:
-        return self._detokenizer.feed((token_id,))
 
     def _show(self, decoded: str) -> str:
         shown = decoded if self._stops is None else self._stops.feed(decoded)

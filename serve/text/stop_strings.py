@@ -14,10 +14,11 @@ from collections.abc import Sequence
 class StopStrings:
     """Text of one choice on its way out; `stops` are not empty strings."""
 
-    __slots__ = ("_held", "_stops", "is_stopped")
+    __slots__ = ("_first_characters", "_held", "_stops", "is_stopped")
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._first_characters = frozenset(stop[0] for stop in stops)
         self._held = ""
         self.is_stopped = False
 
@@ -25,6 +26,8 @@ class StopStrings:
         """What is certain to be before any stop string; sets `is_stopped` on a match."""
         if self.is_stopped:
             return ""
+        if not self._held and self._first_characters.isdisjoint(text):
+            return text
         text = self._held + text
         found = [
             (start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0
