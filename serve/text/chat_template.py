@@ -21,7 +21,8 @@ import jinja2.sandbox
 
 from serve.errors import CheckpointError, InvalidRequestError
 
-from .tokenizer import Tokenizer, read_json, special_token_text
+from .model_files import read_json, read_model_file
+from .tokenizer import Tokenizer
 
 MAX_OUTPUT_CHARS = 16 * 1024 * 1024
 MAX_RENDER_S = 2.0
@@ -90,18 +91,25 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     Raises:
         CheckpointError: it is there and cannot be used.
     """
-    config = read_json(folder / "tokenizer_config.json")
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.exists() else config.get("chat_template")
+    config = read_json(folder, "tokenizer_config.json")
+    file = read_model_file(folder, "chat_template.jinja")
+    source = config.get("chat_template") if file is None else file.decode("utf-8", "replace")
     if isinstance(source, list):
         named = {item.get("name"): item.get("template") for item in source if type(item) is dict}
         source = named.get("default")
     if not isinstance(source, str):
         return None
-    texts = {name: special_token_text(config.get(name)) for name in _SPECIAL_TOKEN_NAMES}
+    texts = {name: _special_token(config.get(name)) for name in _SPECIAL_TOKEN_NAMES}
     return ChatTemplate(
         source, special_tokens={name: text for name, text in texts.items() if text is not None}
     )
+
+
+def _special_token(value: object) -> str | None:
+    """A special token of tokenizer_config.json, which may be a string or an object."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
 
 
 def render_chat(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serve.errors import CheckpointError
 
-from .tokenizer import read_json
+from .model_files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def load_generation_defaults(folder: Path) -> GenerationDefaults:
         CheckpointError: a value is not a number in its range.
     """
     path = folder / "generation_config.json"
-    content = read_json(path)
+    content = read_json(folder, path.name)
     found: dict[str, float] = {}
     for name, (low, high) in _RANGES.items():
         value = content.get(name)

@@ -17,9 +17,13 @@ from typing import Any
 import msgspec
 from tokenizers import Tokenizer as BpeTokenizer
 
+from serve.checkpoint import read_eos_token_ids
 from serve.errors import CheckpointError
 
 from .control_tokens import ControlTokens
+from .model_files import MAX_TOKENIZER_BYTES, read_model_file
+
+_MAX_TOKENS = 1 << 21
 
 
 class AddedToken(msgspec.Struct, frozen=True):
@@ -88,54 +92,42 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` of a model.
+    """Read the tokenizer of a model folder.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the tokenizer is not byte-level BPE.
     """
     path = folder / "tokenizer.json"
+    content = read_model_file(folder, path.name, max_bytes=MAX_TOKENIZER_BYTES)
+    if content is None:
+        raise CheckpointError(f"{path} is missing")
     try:
-        file = msgspec.json.decode(path.read_bytes(), type=_File)
-        if (file.decoder or {}).get("type") != "ByteLevel":
-            raise CheckpointError(f"{path}: the tokenizer must be byte-level BPE")
+        file = msgspec.json.decode(content, type=_File)
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: {exc}"[:300]) from exc
+    _check(file, path)
+    try:
         bpe = BpeTokenizer.from_str(msgspec.json.encode(_without_added_tokens(file)).decode())
-    except OSError as exc:
-        raise CheckpointError(f"{path}: {exc.strerror}") from exc
-    except CheckpointError:
-        raise
     except Exception as exc:  # tokenizers raises bare Exception for a damaged file
-        raise CheckpointError(f"{path}: {str(exc)[:200]}") from exc
-    for token in file.added_tokens:
-        if token.lstrip or token.rstrip or token.single_word:
-            raise CheckpointError(f"{path}: lstrip, rstrip, single_word of {token.content!r}")
-        if len(token.content) < 2:
-            raise CheckpointError(f"{path}: added token {token.content!r} is too short")
-    ids = {token.content: token.id for token in file.added_tokens}
-    tokenizer = Tokenizer(bpe, file.added_tokens, eos_ids=_eos_ids(folder, ids))
-    del file, bpe
+        raise CheckpointError(f"{path}: {exc}"[:300]) from exc
+    if max(bpe.get_vocab(with_added_tokens=False).values(), default=0) >= _MAX_TOKENS:
+        raise CheckpointError(f"{path}: token ids must be < {_MAX_TOKENS}")
+    tokenizer = Tokenizer(bpe, file.added_tokens, eos_ids=frozenset(read_eos_token_ids(folder)))
+    del content, file, bpe
     _return_free_memory()
     return tokenizer
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder; {} where there is no such file.
-
-    Raises:
-        CheckpointError: the file is there and is not a JSON object.
-    """
-    if not path.exists():
-        return {}
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: {str(exc)[:200]}") from exc
-
-
-def special_token_text(value: object) -> str | None:
-    """A special token of tokenizer_config.json, which may be a string or an object."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
+def _check(file: _File, path: Path) -> None:
+    if (file.decoder or {}).get("type") != "ByteLevel":
+        raise CheckpointError(f"{path}: the tokenizer must be byte-level BPE")
+    for token in file.added_tokens:
+        if token.lstrip or token.rstrip or token.single_word:
+            raise CheckpointError(f"{path}: lstrip, rstrip or single_word of {token.content!r}")
+        if len(token.content) < 2:
+            raise CheckpointError(f"{path}: added token {token.content!r} is too short")
+        if not 0 <= token.id < _MAX_TOKENS:
+            raise CheckpointError(f"{path}: token ids must be < {_MAX_TOKENS}, got {token.id}")
 
 
 def _without_added_tokens(file: _File) -> dict[str, object]:
@@ -150,15 +142,6 @@ def _without_added_tokens(file: _File) -> dict[str, object]:
         "decoder": file.decoder,
         "model": file.model,
     }
-
-
-def _eos_ids(folder: Path, ids: Mapping[str, int]) -> frozenset[int]:
-    found = read_json(folder / "generation_config.json").get("eos_token_id")
-    eos = [found] if isinstance(found, int) else found if isinstance(found, list) else []
-    name = special_token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
-    if name is not None and name in ids:
-        eos = [*eos, ids[name]]
-    return frozenset(token_id for token_id in eos if isinstance(token_id, int))
 
 
 def _token_bytes(vocabulary: Mapping[str, int], added: list[AddedToken]) -> list[bytes]:

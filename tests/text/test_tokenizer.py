@@ -162,20 +162,32 @@ def test_the_real_vocabulary_has_its_published_size_and_ends(qwen: Tokenizer) ->
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "No such file"),
+        (None, "is missing"),
+        ("link", "regular file inside the model folder"),
+        ("[" * 100_000, "tokenizer.json: ."),
         ("{", "truncated"),
         ("[]", "Expected `object`"),
         ('{"model": {}}', "byte-level"),
         ('{"model": {"type": "Nope"}, "decoder": {"type": "ByteLevel"}}', "tokenizer.json: ."),
+        (
+            '{"model": {}, "decoder": {"type": "ByteLevel"}, "added_tokens": [{"id": 9999999999, '
+            '"content": "<x>"}]}',
+            "ids must be < ",
+        ),
     ],
 )
 def test_damaged_tokenizer_files_are_named(
     tmp_path: Path, content: str | None, reason: str
 ) -> None:
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if content == "link":
+        write_tokenizer(tmp_path)
+        (folder / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    elif content is not None:
+        (folder / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=reason) as caught:
-        load_tokenizer(tmp_path)
+        load_tokenizer(folder)
     assert "tokenizer.json" in str(caught.value)
 
 
