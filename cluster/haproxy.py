@@ -6,8 +6,9 @@ the start with a plain message, so that a new Ray never runs half edited. Standa
 because this runs at every reload.
 
 What the edits are for: HAProxy's statistics and metrics listen on loopback only, a client that
-dribbles its header is cut off, everything HAProxy answers by itself has OpenAI's error shape, the
-table of routes is not public, and headers that steer Ray Serve cannot come from a client.
+dribbles its header is cut off, what HAProxy answers to a request has OpenAI's error shape (its 400
+and 408 to bytes that never became a request are fixed in its binary), the table of routes is not
+public, and headers that steer Ray Serve cannot come from a client.
 """
 
 from __future__ import annotations

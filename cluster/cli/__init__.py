@@ -15,10 +15,19 @@ from cluster.errors import CommandError
 
 from . import chat, down, logs, status, up
 
-EXIT_CODES = """
-Exit codes: 0 done; 1 failed (the message names the cause); 2 the command line or the
-configuration cannot be used; 3 a Shoal of that name runs already; 4 no Shoal of that name runs;
-130 ended by Ctrl-C before it was ready.
+EXIT_CODES = """Exit codes:
+
+0  done
+
+1  failed; the message names the cause
+
+2  the command line or the configuration cannot be used
+
+3  a Shoal of that name runs already
+
+4  no Shoal of that name runs
+
+130  ended by Ctrl-C before it was ready
 """
 
 app = typer.Typer(

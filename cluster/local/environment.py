@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .folder import RunFolder
+from .folder import DEFAULT_NAME, RunFolder
 from .ports import find_free_block, find_free_ports, is_port_free
 from .processes import RUN_ID_VARIABLE
 
@@ -34,11 +34,12 @@ class RunPorts:
     first_replica: int
 
     @classmethod
-    def choose(cls) -> RunPorts:
-        """Free ports; the dashboard's is Ray's usual one where that is free."""
+    def choose(cls, name: str) -> RunPorts:
+        """Free ports; the default run's dashboard has Ray's usual one where that is free."""
         dashboard, statistics, metrics, fallback_http, fallback_grpc = find_free_ports(5)
+        has_usual = name == DEFAULT_NAME and is_port_free(_DASHBOARD_PORT)
         return cls(
-            dashboard=_DASHBOARD_PORT if is_port_free(_DASHBOARD_PORT) else dashboard,
+            dashboard=_DASHBOARD_PORT if has_usual else dashboard,
             proxy_statistics=statistics,
             proxy_metrics=metrics,
             fallback_http=fallback_http,

@@ -76,10 +76,6 @@ class ServeApi:
             return {}
         return dict(found)
 
-    def delete_applications(self, *, timeout_s: float) -> Answer:
-        """Shut Serve down; returns once running requests ended or their grace did."""
-        return self._call("DELETE", timeout_s=timeout_s)
-
     def _call(self, method: str, *, body: Any = None, timeout_s: float) -> Answer:
         token = self.token_path.read_text(encoding="ascii").strip()
         return call(

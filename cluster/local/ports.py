@@ -10,7 +10,8 @@ import socket
 
 import psutil
 
-_FIRST_BLOCK_PORT, _LAST_BLOCK_PORT = 30_000, 32_000
+# Above the ports of Ray's workers, below those that systems hand out by themselves.
+_FIRST_BLOCK_PORT, _LAST_BLOCK_PORT = 20_000, 30_000
 
 
 def is_port_free(port: int, *, host: str = "127.0.0.1") -> bool:

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
-_FAILED_DEPLOYMENT_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+_FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+_FIRST_FAILURE = "A replica failed to start"
 _EXCEPTION_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit))(?:\(|: ?)(.*)")
 _LOG_PREFIX = re.compile(r"^\w+ \d{4}-\d\d-\d\d [\d:,.]+ \S+ \S+ (?:-- )?")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -20,7 +20,6 @@ _WRAPPERS = (
     "RayTaskError",
     "RayActorError",
     "ActorDiedError",
-    "ray.exceptions.",
     "RuntimeError: Traceback",
     "KeyboardInterrupt",
     "SystemExit",
@@ -28,16 +27,16 @@ _WRAPPERS = (
 
 
 def failure_of(applications: dict[str, Any]) -> str | None:
-    """Serve's message about the first application that failed; None while none did."""
+    """Serve's message about the first application that failed; None while none did.
+
+    Serve starts a replica three times before it gives up; the first failure is enough here, for
+    what a constructor of ours raises it raises again.
+    """
     for name, application in applications.items():
-        messages = [
-            str(deployment.get("message", ""))
-            for deployment in application.get("deployments", {}).values()
-            if deployment.get("status") in _FAILED_DEPLOYMENT_STATES
-        ]
-        if application.get("status") in FAILED_STATES or messages:
-            found = [*messages, str(application.get("message", ""))]
-            return next((text for text in found if text), f"application {name!r} failed")
+        for part in (*application.get("deployments", {}).values(), application):
+            message = str(part.get("message", ""))
+            if part.get("status") in _FAILED_STATES or message.startswith(_FIRST_FAILURE):
+                return message or f"application {name!r} failed"
     return None
 
 
@@ -66,8 +65,10 @@ def last_exception(text: str) -> str | None:
         bare = _LOG_PREFIX.sub("", line)
         if "Traceback (most recent call last)" in bare or bare.startswith("ray::"):
             is_in_traceback = True
+            continue
         match = _EXCEPTION_LINE.match(bare)
         if match and is_in_traceback:
+            bare = bare[match.start(1) :]
             candidates.append(_with_continuation(lines, index, bare))
             is_in_traceback = False
     own = [text for text in candidates if not _is_wrapping(text)]

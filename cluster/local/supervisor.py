@@ -31,6 +31,8 @@ _POLL_S = 0.1
 _STATUS_POLL_S = 1.0
 _RECORD_PERIOD_S = 5.0
 _PUT_TIMEOUT_S = 120.0
+_DRAIN_POLL_S = 0.2
+_DRAIN_MARGIN_S = 10.0
 _NUM_LOGICAL_CPUS = 64
 _OBJECT_STORE_BYTES = 100_000_000
 _LOGS_HINT = "Every process's log: shoal logs --all, while it starts"
@@ -63,7 +65,7 @@ class Supervisor:
         self._deployment = deployment
         self._listener = listener
         self._interrupts = interrupts
-        self._ports = RunPorts.choose()
+        self._ports = RunPorts.choose(run.state.name)
         self._serve_api = ServeApi(self._ports.dashboard, run.token_path)
         self._core: dict[str, ProcessId] = {}
         self._has_serve = False
@@ -124,7 +126,7 @@ class Supervisor:
             CommandError: a process does not end, not even by SIGKILL; names it.
         """
         self._run.update(phase="stopping")
-        if self._has_serve:
+        if self._has_serve and self._is_core_alive():
             self._drain()
         end_run(self._run, core=tuple(self._core.values()))
 
@@ -212,10 +214,9 @@ class Supervisor:
         message = failure_of(self._serve_api.applications())
         if message is not None:
             raise StartError(root_cause(message, logs_path=self._run.session_logs_path))
-        for name, identity in self._core.items():
-            if identity.find() is None:
-                cause = root_cause("", logs_path=self._run.session_logs_path)
-                raise StartError(f"Ray's {name} ended during the start. {cause}".strip())
+        if not self._is_core_alive():
+            cause = root_cause("", logs_path=self._run.session_logs_path)
+            raise StartError(f"Ray ended during the start. {cause}".strip())
 
     def _check_interrupts(self) -> None:
         if self._interrupts.num_received:
@@ -226,15 +227,31 @@ class Supervisor:
         self._run.update(processes=tuple(descendants()))
 
     def _drain(self) -> None:
-        """Let Serve end its applications; running answers have their models' grace for it."""
-        num_before = self._interrupts.num_received
+        """Take away what has a route, so that no request comes and running answers finish.
 
-        def delete() -> None:
+        Not Serve's own shutdown: that ends the HTTP proxy first and cuts every answer. The models
+        stay until their answers are out; then there is nothing left to end gently.
+        """
+        num_wanted = self._interrupts.num_received + 1
+        applications = self._deployment.body["applications"]
+        inner = [item for item in applications if item.get("route_prefix") is None]
+        body = {**self._deployment.body, "applications": inner}
+        routed = {item["name"] for item in applications} - {item["name"] for item in inner}
+
+        def put() -> None:
             with contextlib.suppress(OSError):
-                grace_s = self._deployment.longest_generation_s + 10
-                self._serve_api.delete_applications(timeout_s=grace_s)
+                self._serve_api.put_applications(body, timeout_s=_PUT_TIMEOUT_S)
 
-        self._run_beside(delete, num_interrupts=num_before + 1)
+        self._run_beside(put, num_interrupts=num_wanted)
+        ends = time.monotonic() + self._deployment.longest_generation_s + _DRAIN_MARGIN_S
+        while time.monotonic() < ends and self._is_core_alive():
+            if not routed & set(self._serve_api.applications()):
+                return
+            if self._interrupts.wait(_DRAIN_POLL_S, num_wanted=num_wanted):
+                return
+
+    def _is_core_alive(self) -> bool:
+        return all(identity.find() is not None for identity in self._core.values())
 
     def _run_beside(self, action: Any, *, num_interrupts: int = 1) -> None:
         """Run `action` in a thread; give up on it when that many signals came."""

@@ -137,14 +137,22 @@ class _Builder:
         self._document = document
         self._source = source
         self._scalars = yaml.SafeLoader("")
+        self._open: list[yaml.Node] = []
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self._document.places.setdefault(path, Place(self._source, node.start_mark.line + 1))
-        if isinstance(node, yaml.MappingNode):
-            return self._build_mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.ScalarNode):
+            return self._build_scalar(node, path)
+        if any(node is outer for outer in self._open):
+            self._note(self._document.places[path], path, "contains itself")
+            return None
+        self._open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._build_mapping(node, path)
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
-        return self._build_scalar(node, path)
+        finally:
+            self._open.pop()
 
     def _build_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}

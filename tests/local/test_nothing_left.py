@@ -1,0 +1,99 @@
+"""The most important promise of the launcher: whatever ends a run, nothing of it stays."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cluster.local.folder import open_run, runs_path
+
+if TYPE_CHECKING:
+    from tests.local.conftest import Machine
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
+
+
+def test_ctrl_c_lets_answers_finish_and_leaves_nothing(
+    machine: Machine, name: str, port: int
+) -> None:
+    up = machine.start(name, str(port), module="toy_up")
+    up.wait_for("end ready")
+    machine.note_ports()
+    folder = runs_path() / name
+    assert (folder.stat().st_mode & 0o777, open_run(name).state.phase) == (0o700, "ready")
+    answer = _Download(port, "/?20")
+    up.interrupt()
+    assert up.join() == 0
+    assert answer.text() == "chunk\n" * 20 + "end\n"
+    assert not folder.exists()
+    machine.assert_nothing_left()
+
+
+def test_killed_supervisor_is_cleaned_up_by_down(machine: Machine, name: str, port: int) -> None:
+    up = machine.start(name, str(port), module="toy_up")
+    up.wait_for("end ready")
+    machine.note_ports()
+    os.kill(up.process.pid, signal.SIGKILL)
+    up.join()
+    assert machine.processes(), "Ray outlives a supervisor that was killed"
+    code, output = machine.run("status", "--name", name)
+    assert (code, "shoal down" in output) == (0, True)
+    code, output = machine.run("down", "--name", name)
+    assert code == 0, output
+    machine.assert_nothing_left()
+
+
+def test_failed_constructor_is_named_and_leaves_nothing(
+    machine: Machine, name: str, port: int
+) -> None:
+    up = machine.start(name, str(port), "the disk is made of cheese", module="toy_up")
+    up.join()
+    assert "failed: ValueError: the disk is made of cheese\n" in up.output
+    machine.assert_nothing_left()
+
+
+def test_detached_run_answers_refuses_a_twin_and_goes_with_down(
+    machine: Machine, name: str, port: int
+) -> None:
+    common = ("--name", name, "--port", str(port))
+    code, output = machine.run("up", *common, "--detach")
+    assert code == 0, output
+    assert f"http://127.0.0.1:{port}" in output
+    assert machine.note_ports()
+    code, output = machine.run("up", *common)
+    assert (code, f"http://127.0.0.1:{port}" in output) == (3, True)
+    code, output = machine.run("status", "--name", name, "--json")
+    (report,) = json.loads(output)
+    assert (code, report["is_ready"], report["models"]) == (0, True, ["shoal-demo"])
+    code, output = machine.run("logs", "--name", name)
+    assert code == 0, output
+    code, output = machine.run("down", "--name", name)
+    assert code == 0, output
+    assert machine.run("down", "--name", name)[0] == 4
+    machine.assert_nothing_left()
+
+
+class _Download:
+    """One GET in a thread, begun (its head has arrived) when the constructor returns."""
+
+    def __init__(self, port: int, path: str) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        self._connection.request("GET", path)
+        self._response = self._connection.getresponse()
+        self._body: list[Any] = []
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        self._body.append(self._response.read().decode())
+        self._connection.close()
+
+    def text(self) -> str:
+        self._thread.join(timeout=120)
+        return str(self._body[0])
