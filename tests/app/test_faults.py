@@ -1,0 +1,117 @@
+"""Real faults on real processes while real streams run: every stream ends, the replica is back."""
+
+import json
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from .conftest import Running, kill
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+BACK_WITHIN_S = 10.0
+
+
+def _read_stream(shoal: Running, prompt: str, max_tokens: int) -> str:
+    """How a stream of the model `paced` ended: "done", or the code of its error."""
+    body = {
+        "model": "paced",
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "stream": True,
+        "ignore_eos": True,
+    }
+    with httpx.stream("POST", f"{shoal.url}/v1/completions", json=body, timeout=60) as answer:
+        if answer.status_code != 200:
+            code: str = json.loads(answer.read())["error"]["code"]
+            return code
+        for line in answer.iter_lines():
+            if line == "data: [DONE]":
+                return "done"
+            if line.startswith("data: {") and "error" in (event := json.loads(line[6:])):
+                return str(event["error"]["code"])
+    return "cut"
+
+
+def _kill_under_load(shoal: Running, victim: Callable[[], int], *, seed: int) -> list[str]:
+    """Kill a process at a random moment of 8 streams; returns how each of them ended."""
+    moment_s = random.Random(seed).uniform(0.0, 1.0)
+    pid = victim()
+    with ThreadPoolExecutor(8) as pool:
+        streams = [
+            pool.submit(_read_stream, shoal, "word " * (20 + 400 * (i % 2)), 400) for i in range(8)
+        ]
+        threading.Event().wait(moment_s)
+        kill(pid)
+        return [stream.result() for stream in streams]
+
+
+@pytest.mark.parametrize("rank", [1, 0])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_death_of_a_shard_ends_every_stream_typed_and_the_replica_is_back(
+    shoal: Running, rank: int, seed: int
+) -> None:
+    ends = _kill_under_load(shoal, lambda: shoal.shard("paced", rank), seed=seed)
+    assert set(ends) <= {"replica_lost", "done"}, ends
+    assert "replica_lost" in ends
+    assert shoal.wait_answer("paced", timeout_s=60) <= BACK_WITHIN_S
+
+
+def test_the_death_of_the_replica_ends_every_stream_typed_and_it_is_back(shoal: Running) -> None:
+    name = shoal.serve_actor("Replica", "model-paced")
+    ends = _kill_under_load(shoal, lambda: shoal.actors()[name], seed=3)
+    assert set(ends) <= {"replica_lost", "done"}, ends
+    assert shoal.wait_answer("paced", timeout_s=60) <= 2 * BACK_WITHIN_S
+
+
+def test_other_models_answer_while_one_is_rebuilt(shoal: Running) -> None:
+    kill(shoal.shard("paced", 1))
+    answer = httpx.post(
+        f"{shoal.url}/v1/completions", json={"model": "random", "prompt": "hi", "max_tokens": 2}
+    )
+    assert answer.status_code == 200
+    shoal.wait_answer("paced", timeout_s=60)
+
+
+def test_a_request_that_finds_the_only_replica_rebuilding_waits_for_it(shoal: Running) -> None:
+    shoal.wait_answer("paced", timeout_s=60)
+    kill(shoal.shard("paced", 0))
+    answer = httpx.post(
+        f"{shoal.url}/v1/completions",
+        json={"model": "paced", "prompt": "hi", "max_tokens": 2},
+        timeout=60,
+    )
+    assert answer.status_code == 200 or answer.headers["retry-after"], answer.text
+    assert shoal.wait_answer("paced", timeout_s=60) <= BACK_WITHIN_S
+
+
+def test_200_clients_that_vanish_leave_an_empty_engine(shoal: Running) -> None:
+    shoal.wait_answer("paced", timeout_s=60)
+    body = json.dumps(
+        {"model": "paced", "prompt": "go", "max_tokens": 3000, "stream": True, "ignore_eos": True}
+    ).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    clients = []
+    for _ in range(200):
+        client = socket.create_connection(("127.0.0.1", shoal.port), timeout=30)
+        client.sendall(head + body)
+        clients.append(client)
+    for client in clients[:100]:  # half of them have their first token, half may not even wait
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    for client in clients:
+        client.close()
+    deadline = time.monotonic() + 20
+    while shoal.metric("vllm:num_requests_running", "paced"):
+        assert time.monotonic() < deadline, "sequences of clients that are gone still run"
+    assert shoal.metric("vllm:num_requests_waiting", "paced") == 0
+    assert shoal.metric("vllm:kv_cache_usage_perc", "paced") == 0
+    assert shoal.wait_answer("paced", timeout_s=30) < 30

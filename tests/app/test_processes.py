@@ -1,0 +1,59 @@
+"""What the live processes of the HTTP and replica tiers hold, and how they are called."""
+
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from .conftest import REPOSITORY, Running
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+MAX_RSS_BYTES = 250 * 1024 * 1024
+
+_ASK = """
+import json, sys
+import ray
+ray.init(address=sys.argv[1], namespace="serve", logging_level="ERROR", log_to_driver=False)
+actors = [ray.get_actor(name) for name in sys.argv[2:]]
+ask = lambda self: [name for name in ("torch", "transformers", "accelerate") if name in
+                    __import__("sys").modules]
+print(json.dumps(ray.get([actor.__ray_call__.remote(ask) for actor in actors])))
+"""
+
+
+def test_ingress_and_replicas_hold_no_torch_and_stay_small(shoal: Running) -> None:
+    names = [
+        shoal.serve_actor("Ingress", "shoal"),
+        shoal.serve_actor("Replica", "model-demo"),
+        shoal.serve_actor("Replica", "model-random"),
+    ]
+    session = json.loads((shoal.folder / "r/session_latest/address.json").read_text())
+    answer = subprocess.run(
+        [sys.executable, "-c", _ASK, session["gcs_address"], *names],
+        env={
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(shoal.folder / "token"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout.splitlines()[-1]) == [[], [], []]
+    pids = shoal.actors()
+    for name in names:
+        assert psutil.Process(pids[name]).memory_info().rss <= MAX_RSS_BYTES, name
+
+
+def test_actors_are_named_model_replica_rank(shoal: Running) -> None:
+    shards = sorted(name for name in shoal.actors() if name.startswith("demo/"))
+    assert [name.rpartition("/")[2] for name in shards] == ["rank0", "rank1"]
+    replica = shoal.serve_actor("Replica", "model-demo").rpartition("#")[2]
+    assert {name.split("/")[1] for name in shards} == {replica}
