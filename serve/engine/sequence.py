@@ -37,7 +37,6 @@ class Sequence:
         "max_len",
         "num_computed_tokens",
         "num_known_tokens",
-        "num_preemptions",
         "num_prompt_tokens",
         "sampling",
         "seq_id",
@@ -73,7 +72,6 @@ class Sequence:
         self.block_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_known_tokens = 0
-        self.num_preemptions = 0
 
     @property
     def is_finished(self) -> bool:

@@ -41,7 +41,7 @@ class BlockMachine(RuleBasedStateMachine):
 
 
 TestBlockMachine = BlockMachine.TestCase
-TestBlockMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestBlockMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
 
 
 def test_blocks_for_tokens_round_up() -> None:

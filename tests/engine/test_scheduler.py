@@ -41,13 +41,23 @@ def test_prompt_is_computed_in_chunks_beside_decodes(make_engine: MakeEngine) ->
     assert is_sampled == [False, False, True, True]
 
 
+def test_each_block_is_given_to_the_runner_once(make_engine: MakeEngine) -> None:
+    runner = RecordingRunner(64)
+    run(make_engine(runner=runner), [generate_request(1, [5] * 10, max_tokens=20)])
+
+    scheduled = [one for step in runner.steps for one in step.scheduled]
+    given = [block_id for one in scheduled for block_id in one.new_block_ids]
+    assert len(given) == len(set(given)) == 8  # 29 slots of 4: the last token needs none
+
+
 def test_requests_start_in_order_of_arrival(make_engine: MakeEngine) -> None:
     runner = RecordingRunner(64)
     engine = make_engine(runner=runner, max_running_sequences=2)
     run(engine, [generate_request(i, [5] * (1 + i % 3)) for i in range(9)])
 
-    started = [new.seq_id for step in runner.steps for new in step.new]
-    assert started == sorted(started)
+    started = [new for step in runner.steps for new in step.new]
+    assert [new.seq_id for new in started] == sorted(new.seq_id for new in started)
+    assert [new.token_ids for new in started] == [[5] * (1 + i % 3) for i in range(9)]
 
 
 def test_small_request_does_not_overtake_one_that_waits_for_blocks(
@@ -70,6 +80,7 @@ def test_preempted_sequence_resumes_with_same_tokens(make_engine: MakeEngine) ->
     alone = {i: run(make_engine(), [request]).choices[i, 0] for i, request in enumerate(requests)}
 
     assert tight.load().num_preemptions_total > 0
+    assert tight.load().num_prompt_tokens_total == 18
     assert {i: crowded.choices[i, 0] for i in range(6)} == alone
 
 
@@ -80,7 +91,7 @@ def test_pool_for_three_serves_32_clients_with_few_preemptions(make_engine: Make
     receiver = run(engine, requests)
 
     assert all(len(choice.token_ids) == 36 for choice in receiver.choices.values())
-    assert max(runner.num_starts.values()) - 1 <= 8
+    assert max(runner.num_starts.values()) - 1 <= 4
 
 
 def test_oldest_request_advances_in_every_step(make_engine: MakeEngine) -> None:
@@ -141,6 +152,14 @@ def test_prompts_keep_a_share_beside_any_number_of_decodes(
     max_tokens: int, num_decode_tokens: int, left: int
 ) -> None:
     assert TokenBudget(max_tokens, 1.0).prefill_tokens(num_decode_tokens) == left
+
+
+def test_no_step_is_larger_than_the_budget(make_engine: MakeEngine) -> None:
+    runner = SlotRunner(64, 4, choose_by_hash)
+    engine = make_engine(runner=runner, token_budget=16)
+    run(engine, [generate_request(i, [5] * (1 + 7 * i % 40)) for i in range(12)])
+
+    assert runner.max_step_tokens == 16
 
 
 def test_small_budget_still_serves_many_sequences(make_engine: MakeEngine) -> None:
