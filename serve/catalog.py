@@ -77,8 +77,8 @@ class ModelShape:
                 f"num_attention_heads ({num_heads}) must be a multiple of"
                 f" num_key_value_heads ({num_kv_heads})"
             )
-        if head_dim % 2:
-            problems.append(f"head_dim must be even, got {head_dim}")
+        if head_dim % 16:
+            problems.append(f"head_dim must be a multiple of 16, got {head_dim}")
         max_positions = fields.integer("max_position_embeddings", maximum=1 << 24)
         rope = _rope_settings(config)
         theta = _Fields(rope, problems).number("rope_theta", default=10_000.0)

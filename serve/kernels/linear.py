@@ -1,25 +1,36 @@
 """Matrix product whose rows do not know their neighbours.
 
 Not fast: the torch reference that faster kernels are held against. A BLAS chooses its order of
-summation by the number of rows (one row is another routine than sixteen), so the same token would
-get other bits alone than in a batch. The one decision behind it: every product has exactly
-`TILE_ROWS` rows, the last tile filled up with zeros, so that every row of every batch goes through
-the same routine. Sums run in float32; bfloat16 weights are widened panel by panel.
+summation by the number of rows (one row is another routine than sixteen) and by alignment, so the
+same token would get other bits alone than in a batch. The one decision behind it: every product has
+exactly `TILE_ROWS` rows, the last tile filled up with zeros, and starts at a cache line, so that
+every row of every batch goes through the same routine. Sums run in float32; bfloat16 weights are
+widened panel by panel.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 TILE_ROWS = 16
 
-# Widened panels of bfloat16 weights hold this many values (4 MiB), whatever the batch.
+# Inner and outer sizes are multiples of this, filled up with zeros where the weight's are not: at a
+# ragged edge (outputs below 12, an odd number of inputs) a row's bits depend on its place.
+EDGE = 16
+
+_ALIGNMENT_BYTES = 64
+
+# Widened panels of bfloat16 weights hold about this many values (4 MiB), whatever the batch.
 _PANEL_VALUES = 1 << 20
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`.
+
+    A weight whose sizes are not multiples of `EDGE` is copied on every call.
 
     Args:
         x: float32 [num_tokens, num_inputs].
@@ -27,35 +38,43 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: float32 [num_outputs].
 
     Returns:
-        float32 [num_tokens, num_outputs], contiguous.
+        float32 [num_tokens, num_outputs].
     """
-    num_tokens, (num_outputs, num_inputs) = x.shape[0], weight.shape
-    tiles = pad_rows(x).view(-1, TILE_ROWS, num_inputs)
-    out = x.new_empty(tiles.shape[0], TILE_ROWS, num_outputs)
+    (num_tokens, num_inputs), num_outputs = x.shape, weight.shape[0]
+    if num_inputs % EDGE or num_outputs % EDGE:
+        weight = _pad(weight, (-(-num_outputs // EDGE) * EDGE, -(-num_inputs // EDGE) * EDGE))
+    rows = _pad(x, (-(-num_tokens // TILE_ROWS) * TILE_ROWS, weight.shape[1]))
+    tiles = rows.view(-1, TILE_ROWS, weight.shape[1])
+    out = x.new_empty(tiles.shape[0], TILE_ROWS, weight.shape[0])
     if weight.dtype == torch.float32:
         _multiply(tiles, weight, out)
     else:
-        num_columns = max(TILE_ROWS, _PANEL_VALUES // num_inputs)
-        for start in range(0, num_outputs, num_columns):
-            panel = weight[start : start + num_columns].float()
-            out[:, :, start : start + num_columns] = _multiply(
-                tiles, panel, out.new_empty(tiles.shape[0], TILE_ROWS, panel.shape[0])
-            )
-    result = out.flatten(0, 1)[:num_tokens]
+        for panel, columns in _panels(weight):
+            part = out.new_empty(tiles.shape[0], TILE_ROWS, panel.shape[0])
+            out[:, :, columns] = _multiply(tiles, panel, part)
+    result = out.flatten(0, 1)[:num_tokens, :num_outputs]
     return result if bias is None else result.add_(bias)
 
 
-def pad_rows(x: Tensor, multiple: int = TILE_ROWS) -> Tensor:
-    """`x` with zero rows appended up to a multiple of `multiple`; itself where none is needed."""
-    num_missing = -x.shape[0] % multiple
-    if num_missing == 0:
-        return x.contiguous()
-    padded = x.new_zeros(x.shape[0] + num_missing, *x.shape[1:])
-    padded[: x.shape[0]] = x
+def _panels(weight: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Rows of a weight, widened, in groups whose size the weight's shape alone decides."""
+    num_rows = max(EDGE, _PANEL_VALUES // weight.shape[1] // EDGE * EDGE)
+    for start in range(0, weight.shape[0], num_rows):
+        rows = slice(start, min(start + num_rows, weight.shape[0]))
+        yield weight[rows].float(), rows
+
+
+def _pad(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`x` with zeros up to `shape`, contiguous from a cache line on; itself where it is so."""
+    if x.shape == shape and x.is_contiguous() and x.data_ptr() % _ALIGNMENT_BYTES == 0:
+        return x
+    padded = x.new_zeros(shape)
+    padded[: x.shape[0], : x.shape[1]] = x
     return padded
 
 
 def _multiply(tiles: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """Each tile times the transposed weight, into `out`."""
     transposed = weight.t()
     for tile, tile_out in zip(tiles.unbind(), out.unbind(), strict=True):
         torch.mm(tile, transposed, out=tile_out)

@@ -26,7 +26,7 @@ class RotaryTable:
         self._sin = torch.cat((-sin, sin), dim=-1)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of `positions` [num_tokens], as `kernels.elementwise.rotate` wants them."""
+        """What `kernels.elementwise.rotate` wants for `positions` [num_tokens]: cosine, sine."""
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
 
 

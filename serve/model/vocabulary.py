@@ -1,7 +1,8 @@
 """Input embedding and LM head, split by vocabulary rows.
 
-Each rank holds ceil(vocab_size / size) rows of the table, the last one's tail zero. A tied head is
-the same tensor as the embedding. Ids that the tokenizer cannot produce are the sampler's to mask.
+Each rank holds the same number of rows, rounded up so that the product has no ragged edge; rows
+behind the vocabulary are zero. A tied head is the same tensor as the embedding. Ids that the
+tokenizer cannot produce are the sampler's to mask.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serve.catalog import ModelShape
-from serve.kernels.linear import linear
+from serve.kernels.linear import EDGE, linear
 
 from .tensor_parallel import Collectives
 from .weights import Cut
@@ -22,7 +23,7 @@ class VocabularyTable:
     """This rank's rows of an embedding or of an LM head, or of one table that is both."""
 
     def __init__(self, shape: ModelShape, collectives: Collectives, *, dtype: torch.dtype) -> None:
-        num_rows = -(-shape.vocab_size // collectives.size)
+        num_rows = -(-shape.vocab_size // (collectives.size * EDGE)) * EDGE
         self._start = min(collectives.rank * num_rows, shape.vocab_size)
         self._end = min(self._start + num_rows, shape.vocab_size)
         self._vocab_size = shape.vocab_size
@@ -31,9 +32,10 @@ class VocabularyTable:
 
     def cuts(self, name: str) -> Iterator[Cut]:
         """This rank's rows of `name`.weight."""
-        rows = (self._start, self._end)
         into = self.weight[: self._end - self._start]
-        yield Cut(f"{name}.weight", (rows, (0, self.weight.shape[1])), into)
+        if len(into):  # a small vocabulary may end before the last rank
+            rows = (self._start, self._end)
+            yield Cut(f"{name}.weight", (rows, (0, self.weight.shape[1])), into)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Rows of `token_ids` (int64 [num_tokens]) as float32 [num_tokens, hidden]."""

@@ -172,7 +172,7 @@ def test_a_null_rope_scaling_is_none():
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number"),
         ({"rope_theta": -1}, "rope_theta must be a number"),
         ({"num_key_value_heads": 4}, "must be a multiple of"),
-        ({"hidden_size": 14}, "head_dim must be even"),
+        ({"hidden_size": 14}, "head_dim must be a multiple of 16"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
     ],
 )
