@@ -36,6 +36,7 @@ logger = logging.getLogger("shoal.ingress")
 READY_TIMEOUT_S = 10.0
 STATS_TIMEOUT_S = 2.0
 RETRY_AFTER_S = 1.0
+LAST_FRAME_S = 5.0
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_verdict = msgspec.msgpack.Decoder(Verdict).decode
@@ -136,6 +137,7 @@ class ServeDispatcher:
                     self._judge(attempt, verdict, table)
                 else:
                     attempt.finish(_decode_summary(item))
+            attempt.expire()
         except BackPressureError as exc:
             attempt.refuse(OverloadedError(str(exc), retry_after_s=RETRY_AFTER_S))
         except (RayActorError, asyncio.CancelledError) as exc:
@@ -143,7 +145,7 @@ class ServeDispatcher:
                 raise
             if replica_id:
                 self._suspect(replica_id)
-            attempt.refuse(ReplicaLostError("the replica is gone; try again", retry_after_s=1.0))
+            attempt.refuse(_lost())
         except Exception as exc:  # the call's last resort: this request ends typed, others go on
             logger.exception("a request's call failed")
             attempt.refuse(InternalError(f"the replica failed: {type(exc).__name__}"))
@@ -231,15 +233,28 @@ class _Attempt:
         self._sockets.fail(self._stream_id, error)
 
     def finish(self, summary: Summary) -> None:
-        """The replica's own end of the request: only an error is news, tokens come by socket."""
+        """The replica's own end of the request. Tokens come by socket; a loss is news."""
         if summary.error is not None:
             self._sockets.fail(self._stream_id, from_info(summary.error))
+        elif "abort" in summary.finish_reasons:
+            self._sockets.fail(self._stream_id, _lost())
+
+    def expire(self) -> None:
+        """The call is over: what its tokens do not end within `LAST_FRAME_S`, this does."""
+        if not self._admitted.done():
+            self._admitted.set_exception(_lost())
+        loop = asyncio.get_running_loop()
+        loop.call_later(LAST_FRAME_S, self._sockets.fail, self._stream_id, _lost())
 
     def _abort(self) -> None:
         self._abort_at(self._stream.replica_id)
 
     def _abort_at(self, replica_id: str) -> None:
         self._sockets.abort(self._stream_id, replica_id)
+
+
+def _lost() -> ReplicaLostError:
+    return ReplicaLostError("the replica is gone; try again", retry_after_s=RETRY_AFTER_S)
 
 
 def _is_ours(exc: BaseException) -> bool:

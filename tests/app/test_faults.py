@@ -5,7 +5,6 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -18,7 +17,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 BACK_WITHIN_S = 10.0
 
 
-def _read_stream(shoal: Running, prompt: str, max_tokens: int) -> str:
+def _read_stream(
+    shoal: Running, prompt: str, max_tokens: int, has_begun: threading.Event | None = None
+) -> str:
     """How a stream of the model `paced` ended: "done", or the code of its error."""
     body = {
         "model": "paced",
@@ -36,38 +37,58 @@ def _read_stream(shoal: Running, prompt: str, max_tokens: int) -> str:
                 return "done"
             if line.startswith("data: {") and "error" in (event := json.loads(line[6:])):
                 return str(event["error"]["code"])
+            if has_begun is not None:
+                has_begun.set()
     return "cut"
 
 
-def _kill_under_load(shoal: Running, victim: Callable[[], int], *, seed: int) -> list[str]:
-    """Kill a process at a random moment of 8 streams; returns how each of them ended."""
-    moment_s = random.Random(seed).uniform(0.0, 1.0)
-    pid = victim()
+def _kill_during_decode(shoal: Running, victim: int) -> list[str]:
+    """Kill a process once each of 8 streams has tokens; returns how each of them ended."""
+    begun = [threading.Event() for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        streams = [pool.submit(_read_stream, shoal, "word", 3000, event) for event in begun]
+        assert all(event.wait(60) for event in begun)
+        kill(victim)
+        return [stream.result() for stream in streams]
+
+
+def _kill_early(shoal: Running, victim: int, *, seed: int) -> list[str]:
+    """Kill a process around the admission and the chunked prefill of 8 streams."""
+    moment_s = random.Random(seed).uniform(0.0, 0.6)
     with ThreadPoolExecutor(8) as pool:
         streams = [
-            pool.submit(_read_stream, shoal, "word " * (20 + 400 * (i % 2)), 400) for i in range(8)
+            pool.submit(_read_stream, shoal, "word " * (20 + 400 * (i % 2)), 100) for i in range(8)
         ]
         threading.Event().wait(moment_s)
-        kill(pid)
+        kill(victim)
         return [stream.result() for stream in streams]
 
 
 @pytest.mark.parametrize("rank", [1, 0])
+def test_the_death_of_a_shard_during_decode_ends_every_stream_typed(
+    shoal: Running, rank: int
+) -> None:
+    shoal.wait_answer("paced", timeout_s=60)
+    assert _kill_during_decode(shoal, shoal.shard("paced", rank)) == ["replica_lost"] * 8
+    assert shoal.wait_answer("paced", timeout_s=60) <= BACK_WITHIN_S
+
+
+@pytest.mark.parametrize("rank", [1, 0])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_death_of_a_shard_ends_every_stream_typed_and_the_replica_is_back(
+def test_the_death_of_a_shard_before_the_first_token_is_typed_or_unseen(
     shoal: Running, rank: int, seed: int
 ) -> None:
-    ends = _kill_under_load(shoal, lambda: shoal.shard("paced", rank), seed=seed)
-    assert set(ends) <= {"replica_lost", "done"}, ends
-    assert "replica_lost" in ends
+    shoal.wait_answer("paced", timeout_s=60)
+    ends = _kill_early(shoal, shoal.shard("paced", rank), seed=seed)
+    assert set(ends) <= {"replica_lost", "not_ready", "done"}, ends
     assert shoal.wait_answer("paced", timeout_s=60) <= BACK_WITHIN_S
 
 
 def test_the_death_of_the_replica_ends_every_stream_typed_and_it_is_back(shoal: Running) -> None:
-    name = shoal.serve_actor("Replica", "model-paced")
-    ends = _kill_under_load(shoal, lambda: shoal.actors()[name], seed=3)
-    assert set(ends) <= {"replica_lost", "done"}, ends
-    assert shoal.wait_answer("paced", timeout_s=60) <= 2 * BACK_WITHIN_S
+    shoal.wait_answer("paced", timeout_s=60)
+    replica = shoal.actors()[shoal.serve_actor("Replica", "model-paced")]
+    assert _kill_during_decode(shoal, replica) == ["replica_lost"] * 8
+    shoal.wait_answer("paced", timeout_s=60)
 
 
 def test_other_models_answer_while_one_is_rebuilt(shoal: Running) -> None:
