@@ -52,6 +52,8 @@ def main() -> None:
     except CommandError as exc:
         show_error(exc)
         sys.exit(exc.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def show_error(exc: CommandError) -> None:

@@ -142,8 +142,8 @@ def _run(
             _print_addresses(console, run.state, is_detached=False)
             supervisor.watch()
     finally:
-        if interrupts.num_received:
-            console.print("\nEnding: running answers may finish; Ctrl-C again to end at once.")
+        if not is_once:
+            console.print("\nEnding: running answers may finish; Ctrl-C ends them at once.")
         supervisor.stop()
     if not is_once:
         console.print("Ended; nothing is left behind.")

@@ -1,17 +1,19 @@
 """Ctrl-C and its relatives as something to wait on, instead of an exception anywhere.
 
 Counts SIGINT, SIGTERM and SIGHUP: the first asks for an orderly end, the second skips the draining.
+The handler writes into a pipe that waiting selects on, so a wait costs nothing and ends at once.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import threading
 import time
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_POLL_S = 0.05
 
 
 class Interrupts:
@@ -20,6 +22,9 @@ class Interrupts:
     def __init__(self) -> None:
         self.num_received = 0
         self._former: dict[signal.Signals, object] = {}
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -35,6 +40,8 @@ class Interrupts:
     ) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        os.close(self._reader)
+        os.close(self._writer)
 
     def wait(self, timeout_s: float, *, num_wanted: int = 1) -> bool:
         """Sleep for `timeout_s` or until `num_wanted` signals came; whether they have."""
@@ -43,8 +50,10 @@ class Interrupts:
             left = ends - time.monotonic()
             if left <= 0:
                 return False
-            time.sleep(min(left, _POLL_S))
+            if select.select([self._reader], [], [], left)[0]:
+                os.read(self._reader, 4096)
         return True
 
     def _count(self, number: int, frame: FrameType | None) -> None:
         self.num_received += 1
+        os.write(self._writer, b"!")

@@ -13,6 +13,7 @@ from typing import Any
 _FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 _FIRST_FAILURE = "A replica failed to start"
 _EXCEPTION_LINE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit))(?:\(|: ?)(.*)")
+_FRAME_LINE = re.compile(r'^\s*File "([^"]+)", line (\d+)')
 _LOG_PREFIX = re.compile(r"^\w+ \d{4}-\d\d-\d\d [\d:,.]+ \S+ \S+ (?:-- )?")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TAIL_BYTES = 200_000
@@ -68,12 +69,22 @@ def last_exception(text: str) -> str | None:
             continue
         match = _EXCEPTION_LINE.match(bare)
         if match and is_in_traceback:
-            bare = bare[match.start(1) :]
-            candidates.append(_with_continuation(lines, index, bare))
+            cause = _with_continuation(lines, index, bare[match.start(1) :])
+            is_ours = bare.startswith("serve.errors.")
+            candidates.append(cause if is_ours else cause + _raised_at(lines[:index]))
             is_in_traceback = False
     own = [text for text in candidates if not _is_wrapping(text)]
     found = own or candidates
     return found[-1] if found else None
+
+
+def _raised_at(lines: list[str]) -> str:
+    """Where the exception after `lines` was raised: for bugs, whose message may not explain them."""
+    for line in reversed(lines):
+        match = _FRAME_LINE.match(line)
+        if match:
+            return f"\n  raised at {match.group(1)}:{match.group(2)}"
+    return ""
 
 
 def _with_continuation(lines: list[str], index: int, first: str) -> str:

@@ -22,7 +22,13 @@ from .environment import RunPorts, build_environment, write_proxy_launcher
 from .folder import RunFolder
 from .interrupts import Interrupts
 from .loopback_http import ServeApi, call
-from .processes import ProcessId, become_subreaper, descendants, reap_children
+from .processes import (
+    ProcessId,
+    become_subreaper,
+    descendants,
+    end_processes,
+    reap_children,
+)
 from .progress import LoadProgress, Phase, PhaseEvent, StartListener
 from .root_cause import failure_of, last_exception, root_cause
 from .sweep import end_run
@@ -36,6 +42,7 @@ _DRAIN_MARGIN_S = 10.0
 _NUM_LOGICAL_CPUS = 64
 _OBJECT_STORE_BYTES = 100_000_000
 _LOGS_HINT = "Every process's log: shoal logs --all, while it starts"
+_TOO_SLOW = "timed out during startup"  # Ray gives its raylet 30 s, on a machine however busy
 _CORE_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -132,6 +139,17 @@ class Supervisor:
 
     def _start_ray(self) -> None:
         write_proxy_launcher(self._run)
+        failure = self._run_starter()
+        if failure is not None and _TOO_SLOW in failure:
+            end_processes(descendants, grace_s=1.0)
+            failure = self._run_starter()
+        if failure is not None:
+            raise StartError(f"Ray did not start: {failure}")
+        self._record_processes()
+        self._core = _find_core(self._run.state.processes)
+
+    def _run_starter(self) -> str | None:
+        """Start Ray's processes; returns what went wrong."""
         environment = build_environment(
             self._run, self._ports, longest_generation_s=self._deployment.longest_generation_s
         )
@@ -153,12 +171,10 @@ class Supervisor:
         while starter.poll() is None:
             self._check_interrupts()
             time.sleep(_POLL_S)
-        if starter.returncode != 0:
-            output = self._run.log_path.read_text(encoding="utf-8", errors="replace")
-            cause = last_exception(output) or output.strip()[-2000:]
-            raise StartError(f"Ray did not start: {cause}")
-        self._record_processes()
-        self._core = _find_core(self._run.state.processes)
+        if starter.returncode == 0:
+            return None
+        output = self._run.log_path.read_text(encoding="utf-8", errors="replace")
+        return last_exception(output) or output.strip()[-2000:]
 
     def _deploy(self) -> None:
         answers: list[Any] = []

@@ -35,6 +35,15 @@ def test_ctrl_c_lets_answers_finish_and_leaves_nothing(
     machine.assert_nothing_left()
 
 
+def test_ctrl_c_during_the_start_leaves_nothing(machine: Machine, name: str, port: int) -> None:
+    up = machine.start(name, str(port), module="toy_up")
+    up.wait_until(lambda: len(machine.processes()) > 4, what="Ray's first processes")
+    up.interrupt()
+    assert up.join() == 0
+    assert "failed: stopped before it was ready" in up.output
+    machine.assert_nothing_left()
+
+
 def test_killed_supervisor_is_cleaned_up_by_down(machine: Machine, name: str, port: int) -> None:
     up = machine.start(name, str(port), module="toy_up")
     up.wait_for("end ready")
@@ -54,7 +63,7 @@ def test_failed_constructor_is_named_and_leaves_nothing(
 ) -> None:
     up = machine.start(name, str(port), "the disk is made of cheese", module="toy_up")
     up.join()
-    assert "failed: ValueError: the disk is made of cheese\n" in up.output
+    assert "failed: ValueError: the disk is made of cheese\n  raised at /" in up.output
     machine.assert_nothing_left()
 
 

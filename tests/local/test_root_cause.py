@@ -23,8 +23,7 @@ def application(status: str, message: str, **deployments: tuple[str, str]) -> di
 
 def test_constructor_error_is_found_inside_serves_wrapping() -> None:
     expected = (
-        "CheckpointError: model folder /m: tensor lm_head.weight\n"
-        "  has shape [1], expected [2]"
+        "CheckpointError: model folder /m: tensor lm_head.weight\n  has shape [1], expected [2]"
     )
     assert last_exception(SERVE_MESSAGE) == expected
 
@@ -43,7 +42,7 @@ def test_newest_log_with_a_traceback_is_the_cause_when_serve_says_nothing(tmp_pa
         "INFO 2026-11-22 06:00:00,002 a b -- going on\n"
     )
     message = "Failed to update the deployments"
-    assert root_cause(message, logs_path=tmp_path) == "OSError: no space left"
+    assert root_cause(message, logs_path=tmp_path) == "OSError: no space left\n  raised at x.py:1"
 
 
 def test_serves_own_words_stand_where_no_log_says_more(tmp_path: Path) -> None:
