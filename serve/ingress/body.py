@@ -7,6 +7,7 @@ and every way in which bytes can fail to be a JSON object is a 4xx that says whi
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import msgspec
@@ -15,7 +16,10 @@ from starlette.types import Receive, Scope
 from serve.errors import InvalidRequestError, PayloadTooLargeError, RequestTimeoutError
 
 MAX_JSON_DEPTH = 64
+MAX_JSON_CONTAINERS = 65_536
 BODY_TIMEOUT_S = 30.0
+
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.?)*+(?:"|\Z)', re.DOTALL)  # linear in every body
 
 
 class ClientGoneError(Exception):
@@ -64,8 +68,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
     Raises:
         InvalidRequestError: it is not JSON (NaN, broken UTF-8 and unpaired surrogates included),
-            not an object, holds a number out of range or nests deeper than `MAX_JSON_DEPTH`.
+            not an object, holds a number out of range, nests deeper than `MAX_JSON_DEPTH` or
+            holds more lists and objects than `MAX_JSON_CONTAINERS`.
     """
+    num_opened = body.count(b"[") + body.count(b"{")
+    if num_opened > MAX_JSON_CONTAINERS:
+        _check_num_containers(body)
     try:
         value = msgspec.json.decode(body)
     except RecursionError as exc:
@@ -76,11 +84,21 @@ def parse_object(body: bytes) -> dict[str, Any]:
         if b"\\u" in body and "truncated" in str(exc):
             exc = msgspec.DecodeError("an unpaired surrogate, or it ends too early")
         raise InvalidRequestError(f"the body is not valid JSON: {str(exc)[:150]}") from exc
-    if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH:
+    if num_opened > MAX_JSON_DEPTH:
         check_depth(value)
     if not isinstance(value, dict):
         raise InvalidRequestError("the body must be a JSON object")
     return value
+
+
+def _check_num_containers(body: bytes) -> None:
+    """Refuse a body of a million empty lists: making and freeing them stalls the whole process."""
+    outside_strings = _STRING.sub(b"", body)
+    found = outside_strings.count(b"[") + outside_strings.count(b"{")
+    if found > MAX_JSON_CONTAINERS:
+        raise InvalidRequestError(
+            f"the body must hold <= {MAX_JSON_CONTAINERS} lists and objects, got {found}"
+        )
 
 
 def check_depth(value: Any) -> None:

@@ -22,7 +22,8 @@ from .served_model import ServedModel
 from .validation import invalid, show
 
 MAX_PROMPTS = 256
-_PROBE_CHARS_PER_TOKEN = 8
+MAX_CHARS_PER_TOKEN = 16
+_CUT_TOKENS = 8  # a beginning may be cut inside a token, which then counts as several
 _PROMPT_RULE = "must be a string, a list of strings, a list of token ids or a list of such lists"
 
 
@@ -34,8 +35,6 @@ def encode_completion_prompts(value: Any, model: ServedModel) -> list[Prompt]:
         ContextLengthError: a prompt leaves no room for an answer.
     """
     prompts = _split_prompts(value)
-    if len(prompts) > MAX_PROMPTS:
-        raise invalid("prompt", f"must have <= {MAX_PROMPTS} prompts", len(prompts))
     encoded = []
     for prompt in prompts:
         if isinstance(prompt, str):
@@ -60,6 +59,8 @@ def encode_chat_prompt(request: ChatCompletionRequest, model: ServedModel) -> Pr
             f"the model {model.name!r} has no chat template: use /v1/completions", param="model"
         )
     messages = [_plain(message, index) for index, message in enumerate(request.messages)]
+    num_chars = sum(len(message["content"]) for message in messages)
+    _check_num_chars(num_chars, model, "messages")
     tools = [_plain_tool(tool) for tool in request.tools or []]
     if request.tool_choice == "none":
         tools = []
@@ -71,15 +72,28 @@ def encode_chat_prompt(request: ChatCompletionRequest, model: ServedModel) -> Pr
 def encode_text(text: str, model: ServedModel, *, mark: str, param: str) -> list[int]:
     """Ids of a prompt's text, control tokens counted but for those that `mark` breaks.
 
+    Ever longer beginnings are encoded first, so that the work for a text that does not fit is
+    bounded by the context and not by the text.
+
     Raises:
-        ContextLengthError: its beginning alone is longer than the context.
+        ContextLengthError: the text is longer than the context, by its characters or its tokens.
     """
-    probe_chars = _PROBE_CHARS_PER_TOKEN * model.max_model_len
-    if len(text) > 2 * probe_chars:
-        num_tokens = len(model.tokenizer.encode_markup(text[:probe_chars], mark=mark))
-        if num_tokens > model.max_model_len + _PROBE_CHARS_PER_TOKEN:
-            raise _too_long(model, f"more than {model.max_model_len} tokens", param)
+    limit = model.max_model_len
+    _check_num_chars(len(text), model, param)
+    for num_chars in (2 * limit, 4 * limit, 8 * limit):
+        if len(text) > 2 * num_chars:
+            beginning = model.tokenizer.encode_markup(text[:num_chars], mark=mark)
+            if len(beginning) > limit + _CUT_TOKENS:
+                raise _too_long(model, f"more than {limit} tokens", param)
     return model.tokenizer.encode_markup(text, mark=mark)
+
+
+def _check_num_chars(num_chars: int, model: ServedModel, param: str) -> None:
+    """Refuse by length alone what no ordinary text of the context's length has."""
+    max_chars = MAX_CHARS_PER_TOKEN * model.max_model_len
+    if num_chars > max_chars:
+        got = f"{num_chars} characters, and more than {max_chars} are not read"
+        raise _too_long(model, got, param)
 
 
 def _to_prompt(token_ids: list[int], model: ServedModel, *, param: str) -> Prompt:
@@ -104,6 +118,8 @@ def _split_prompts(value: Any) -> list[str] | list[list[int]]:
     kinds = set(map(type, value))
     if kinds == {int}:
         return [value]
+    if len(value) > MAX_PROMPTS:
+        raise invalid("prompt", f"must have <= {MAX_PROMPTS} prompts", len(value))
     if kinds == {str} or (kinds == {list} and all(set(map(type, ids)) <= {int} for ids in value)):
         return value
     if not kinds:

@@ -53,7 +53,7 @@ def resolve_sampling(
         repetition_penalty=_given(request.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=_given(request.presence_penalty, 0.0),
         frequency_penalty=_given(request.frequency_penalty, 0.0),
-        logit_bias=parse_logit_bias(request.logit_bias or {}, model.tokenizer.num_real_tokens),
+        logit_bias=parse_logit_bias(request.logit_bias, model.tokenizer.num_real_tokens),
         min_tokens=min_tokens,
         stop_token_ids=_parse_stop_token_ids(request, model),
         ignore_eos=bool(request.ignore_eos),
@@ -107,12 +107,16 @@ def parse_stops(value: Any) -> tuple[str, ...]:
     return tuple(stop for stop in stops if stop)
 
 
-def parse_logit_bias(value: dict[str, float], num_tokens: int) -> dict[int, float]:
+def parse_logit_bias(value: Any, num_tokens: int) -> dict[int, float]:
     """`logit_bias` by token id.
 
     Raises:
         InvalidRequestError: too many entries, an id that no token has, a bias out of range.
     """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid("logit_bias", "must be an object", value)
     if len(value) > MAX_LOGIT_BIAS:
         raise invalid("logit_bias", f"must have <= {MAX_LOGIT_BIAS} entries", len(value))
     biases: dict[int, float] = {}
@@ -120,8 +124,8 @@ def parse_logit_bias(value: dict[str, float], num_tokens: int) -> dict[int, floa
         token_id = int(key) if key.isascii() and key.isdigit() and len(key) <= 10 else -1
         if not 0 <= token_id < num_tokens:
             raise invalid("logit_bias", f"must have token ids in [0, {num_tokens})", key)
-        if not -100 <= bias <= 100:
-            raise invalid(f"logit_bias.{token_id}", "must be in [-100, 100]", bias)
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise invalid(f"logit_bias.{token_id}", "must be a number in [-100, 100]", bias)
         biases[token_id] = float(bias)
     return biases
 

@@ -57,6 +57,9 @@ ContentInput = Annotated[
         }
     ),
 ]
+LogitBiasInput = Annotated[
+    Any, WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}})
+]
 ToolChoiceInput = Annotated[Any, WithJsonSchema({"enum": ["auto", "none"]})]
 
 
@@ -105,7 +108,7 @@ class GenerationFields(WireModel):
     repetition_penalty: float | None = Field(None, gt=0, le=2, description="1 is off.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="0 is off.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="0 is off.")
-    logit_bias: dict[str, float] | None = Field(
+    logit_bias: LogitBiasInput = Field(
         None, description="Token id to a bias in [-100, 100]; <= 1024 entries."
     )
     seed: int | None = Field(

@@ -58,7 +58,8 @@ class ControlTokens:
         return _map_strings(value, lambda string: self._break(string, mark)), mark
 
     def _is_risky(self, string: str) -> bool:
-        return self._pattern.search(string) is not None or self._tail_size(string) > 0
+        # `in` is many times as fast as the pattern on a long string that is full of "<|"
+        return any(content in string for content in self._ids) or self._tail_size(string) > 0
 
     def _break(self, string: str, mark: str) -> str:
         size = self._tail_size(string)

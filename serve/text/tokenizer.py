@@ -9,6 +9,7 @@ them, and text that may not cannot produce one.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from .control_tokens import ControlTokens
 from .model_files import MAX_TOKENIZER_BYTES, read_model_file
 
 _MAX_TOKENS = 1 << 21
+_SHORT_TEXT_CHARS = 512
 
 
 class AddedToken(msgspec.Struct, frozen=True):
@@ -52,6 +54,9 @@ class Tokenizer:
 
     `token_bytes[id]` is what a token adds to the text: b"" for special tokens and for ids without
     a token. `num_real_tokens` is the largest id plus one; a model's padded rows lie above it.
+
+    Raises:
+        CheckpointError: an id is too large for a table.
     """
 
     def __init__(
@@ -65,8 +70,15 @@ class Tokenizer:
         self.eos_ids = eos_ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` in which nothing is a control token."""
-        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        """Ids of `text` in which nothing is a control token.
+
+        A long text leaves other Python threads running meanwhile: `encode` holds the interpreter's
+        lock for as long as it takes (2 s for 500 kB), the batch call does not.
+        """
+        if len(text) <= _SHORT_TEXT_CHARS:
+            ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        else:
+            ids = self._bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def encode_markup(self, text: str, *, mark: str = "") -> list[int]:
@@ -97,6 +109,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         CheckpointError: a file is missing or damaged, or the tokenizer is not byte-level BPE.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time needs no pool
     path = folder / "tokenizer.json"
     content = read_model_file(folder, path.name, max_bytes=MAX_TOKENIZER_BYTES)
     if content is None:
@@ -107,13 +120,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         raise CheckpointError(f"{path}: {exc}"[:300]) from exc
     _check(file, path)
     try:
-        bpe = BpeTokenizer.from_str(msgspec.json.encode(_without_added_tokens(file)).decode())
+        bpe = BpeTokenizer.from_buffer(msgspec.json.encode(_without_added_tokens(file)))
     except Exception as exc:  # tokenizers raises bare Exception for a damaged file
         raise CheckpointError(f"{path}: {exc}"[:300]) from exc
-    if max(bpe.get_vocab(with_added_tokens=False).values(), default=0) >= _MAX_TOKENS:
-        raise CheckpointError(f"{path}: token ids must be < {_MAX_TOKENS}")
+    del content
     tokenizer = Tokenizer(bpe, file.added_tokens, eos_ids=frozenset(read_eos_token_ids(folder)))
-    del content, file, bpe
+    del file, bpe
     _return_free_memory()
     return tokenizer
 
@@ -126,8 +138,8 @@ def _check(file: _File, path: Path) -> None:
             raise CheckpointError(f"{path}: lstrip, rstrip or single_word of {token.content!r}")
         if len(token.content) < 2:
             raise CheckpointError(f"{path}: added token {token.content!r} is too short")
-        if not 0 <= token.id < _MAX_TOKENS:
-            raise CheckpointError(f"{path}: token ids must be < {_MAX_TOKENS}, got {token.id}")
+        if token.id < 0:
+            raise CheckpointError(f"{path}: token ids must be >= 0, got {token.id}")
 
 
 def _without_added_tokens(file: _File) -> dict[str, object]:
@@ -146,6 +158,8 @@ def _without_added_tokens(file: _File) -> dict[str, object]:
 
 def _token_bytes(vocabulary: Mapping[str, int], added: list[AddedToken]) -> list[bytes]:
     size = max([*vocabulary.values(), *(token.id for token in added)], default=-1) + 1
+    if size > _MAX_TOKENS:
+        raise CheckpointError(f"tokenizer.json: token ids must be < {_MAX_TOKENS}, got {size - 1}")
     table = [b""] * size
     byte_of = _byte_alphabet()
     for token, token_id in vocabulary.items():

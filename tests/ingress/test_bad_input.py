@@ -7,6 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve.errors import InvalidRequestError
+from serve.ingress.body import parse_object
+
 from .conftest import MAX_ANSWER_TOKENS, MAX_BODY_BYTES, MAX_MODEL_LEN
 
 CHAT = "/v1/chat/completions"
@@ -44,6 +47,7 @@ BODIES = {
     "65 deep": (b'{"x": ' + b"[" * 65 + b"]" * 65 + b"}", "<= 64 deep"),
     "65 objects deep": (b'{"x": ' * 65 + b"1" + b"}" * 65, "<= 64 deep"),
     "50000 deep": (b"[" * 50_000, "<= 64 deep"),
+    "70000 lists": (b'{"x": [' + b"[]," * 70_000 + b"1]}", "<= 65536 lists and objects"),
     "a form": (b"prompt=hello", "not valid JSON"),
 }
 
@@ -53,6 +57,18 @@ BODIES = {
 def test_bodies_that_are_no_json_object(api: Any, path: str, body: bytes, words: str) -> None:
     check_error(api.client.post(path, content=body), 400, words=(words,), param=None)
     api.complete()
+
+
+def test_brackets_in_text_are_not_lists(api: Any) -> None:
+    response = api.post(COMPLETIONS, prompt='["' * 70_000)
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("unit", [b'\\"', b"[", b"\\", b'"', b"\\\\"])
+def test_hostile_strings_are_looked_through_in_one_pass(unit: bytes) -> None:
+    body = b"[" * 70_000 + b'"' + unit * 2_000_000
+    with pytest.raises(InvalidRequestError):
+        parse_object(body)
 
 
 def test_nesting_up_to_the_limit_is_fine(api: Any) -> None:
@@ -96,6 +112,7 @@ SHARED: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "bias of a word": ({"logit_bias": {"the": 1}}, "logit_bias", ("token ids", '"the"')),
     "bias out of range": ({"logit_bias": {"99999999": 1}}, "logit_bias", ("99999999",)),
     "bias too strong": ({"logit_bias": {"1": 101}}, "logit_bias.1", ("[-100, 100]", "101")),
+    "bias a bool": ({"logit_bias": {"1": True}}, "logit_bias.1", ("a number", "true")),
     "too many biases": (
         {"logit_bias": {str(i): 1 for i in range(1025)}},
         "logit_bias",
