@@ -79,7 +79,7 @@ def last_exception(text: str) -> str | None:
 
 
 def _raised_at(lines: list[str]) -> str:
-    """Where the exception after `lines` was raised: for bugs, whose message may not explain them."""
+    """Where the exception after `lines` was raised: a bug's message may not explain it."""
     for line in reversed(lines):
         match = _FRAME_LINE.match(line)
         if match:
