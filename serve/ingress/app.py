@@ -40,7 +40,7 @@ _ENCODING_THREADS = 2
 _ALLOW_POST = "OPTIONS, POST"
 _ALLOW_READ = "GET, HEAD, OPTIONS"
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("shoal.ingress")
 
 
 def build_app(

@@ -26,9 +26,7 @@ class ClientGoneError(Exception):
     """The client closed its connection; nobody is left to answer."""
 
 
-async def read_body(
-    scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float = BODY_TIMEOUT_S
-) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body, sent at once or in chunks.
 
     Raises:

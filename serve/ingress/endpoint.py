@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from serve.errors import InternalError, ReplicaLostError, ShoalError
 
 from .answer import Answer, FinishedParts
-from .body import ClientGoneError, parse_object, read_body
+from .body import BODY_TIMEOUT_S, ClientGoneError, parse_object, read_body
 from .operations import Prepare, Prepared
 from .responses import Header, request_id_of, send_error, send_json
 from .served_model import ServedModels
@@ -33,7 +33,7 @@ _STREAM_HEADERS: tuple[Header, ...] = (
     (b"x-accel-buffering", b"no"),
 )
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("shoal.ingress")
 
 
 class GenerateEndpoint:
@@ -47,6 +47,7 @@ class GenerateEndpoint:
         dispatcher: Dispatcher,
         executor: Executor,
         max_body_bytes: int,
+        body_timeout_s: float = BODY_TIMEOUT_S,
         stalled_client_s: float = STALLED_CLIENT_S,
     ) -> None:
         self._prepare = prepare
@@ -54,13 +55,16 @@ class GenerateEndpoint:
         self._dispatcher = dispatcher
         self._executor = executor
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
         self._stalled_client_s = stalled_client_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or abort it when the client goes away."""
         headers = [(b"x-request-id", request_id_of(scope))]
         try:
-            body = await read_body(scope, receive, max_bytes=self._max_body_bytes)
+            body = await read_body(
+                scope, receive, max_bytes=self._max_body_bytes, timeout_s=self._body_timeout_s
+            )
         except ClientGoneError:
             return
         except ShoalError as error:

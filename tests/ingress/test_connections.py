@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -153,20 +154,25 @@ def test_a_client_that_goes_while_sending_is_no_error() -> None:
         read([piece(b"a"), {"type": "http.disconnect"}])
 
 
+def make_endpoint(served: Any, dispatcher: EchoDispatcher, **limits: float) -> GenerateEndpoint:
+    return GenerateEndpoint(
+        prepare_completion,
+        models=ServedModels(served),
+        dispatcher=dispatcher,
+        executor=ThreadPoolExecutor(1),
+        max_body_bytes=1000,
+        **limits,
+    )
+
+
 def test_a_client_that_stops_reading_is_cut_off(served: Any) -> None:
     """With the send stuck, the stall timer ends the answer and aborts the request."""
 
     async def run() -> None:
         dispatcher = EchoDispatcher(script=lambda request, index: [5] * 390, step_s=0.01)
-        endpoint = GenerateEndpoint(
-            prepare_completion,
-            models=ServedModels(served),
-            dispatcher=dispatcher,
-            executor=ThreadPoolExecutor(1),
-            max_body_bytes=1000,
-            stalled_client_s=0.02,
-        )
-        messages = [piece(b'{"prompt": "hello", "max_tokens": 390, "stream": true}', is_last=True)]
+        endpoint = make_endpoint(served, dispatcher, stalled_client_s=0.02)
+        body = b'{"prompt": "hello", "max_tokens": 390, "stream": true}'
+        messages = [piece(body, is_last=True)]
 
         async def receive() -> Any:
             if not messages:
@@ -181,6 +187,22 @@ def test_a_client_that_stops_reading_is_cut_off(served: Any) -> None:
         assert await asyncio.wait_for(dispatcher.left.get(), 5)
 
     asyncio.run(run())
+
+
+def test_a_trickled_body_is_answered_408_and_closed(served: Any) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    endpoint = make_endpoint(served, EchoDispatcher(), body_timeout_s=0.01)
+    asyncio.run(endpoint(scope(), receive, send))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
 
 
 class OneStream:
@@ -222,9 +244,15 @@ def test_an_unexpected_exception_is_a_500_without_details(
     async def broken(_: Any) -> TokenStream:
         raise RuntimeError("secret path /x/y")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api.dispatcher, "submit", broken)
-        response = api.post("/v1/completions", prompt="a")
+    logger = logging.getLogger("shoal.ingress")
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(api.dispatcher, "submit", broken)
+            patch.setattr(logger, "propagate", False)
+            response = api.post("/v1/completions", prompt="a")
+    finally:
+        logger.removeHandler(caplog.handler)
     assert response.status_code == 500
     assert response.json()["error"] == {
         "message": "internal error",
