@@ -64,16 +64,19 @@ def descendants() -> list[ProcessId]:
 
 
 def processes_of_run(run_id: str) -> list[ProcessId]:
-    """Every live process of this user whose environment carries `run_id`, but not this one."""
+    """Every live process of this user whose environment carries `run_id`, and all below them.
+
+    Below them, since a process that renames itself overwrites its environment. Never this process.
+    """
     own_uid = os.getuid()
-    found = []
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid == os.getpid() or process.uids().real != own_uid:
-                continue
-            if process.environ().get(RUN_ID_VARIABLE) == run_id:
-                found.append(process)
-    return _identify(found)
+            if process.uids().real == own_uid and process.environ().get(RUN_ID_VARIABLE) == run_id:
+                for member in (process, *process.children(recursive=True)):
+                    found[member.pid] = member
+    found.pop(os.getpid(), None)
+    return _identify(found.values())
 
 
 def end_processes(

@@ -34,7 +34,7 @@ from .root_cause import failure_of, last_exception, root_cause
 from .sweep import end_run
 
 _POLL_S = 0.1
-_STATUS_POLL_S = 1.0
+_STATUS_POLL_S = 2.0
 _RECORD_PERIOD_S = 5.0
 _PUT_TIMEOUT_S = 120.0
 _DRAIN_POLL_S = 0.2

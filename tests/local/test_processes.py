@@ -19,6 +19,14 @@ from cluster.local.processes import (
 SLEEP = "import time; print(1, flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEP
 
+PARENT = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}], env={{}}, stdout=subprocess.PIPE)
+child.stdout.readline()
+print(1, flush=True)
+child.wait()
+"""
+
 Spawn = Callable[..., ProcessId]
 
 
@@ -63,3 +71,13 @@ def test_processes_of_a_run_are_found_by_their_environment_alone(spawn: Spawn) -
     spawn(SLEEP, **{RUN_ID_VARIABLE: "run-b"})
     spawn(SLEEP)
     assert processes_of_run("run-a") == [ours]
+
+
+def test_child_that_has_lost_its_environment_is_found_below_its_parent(spawn: Spawn) -> None:
+    ours = spawn(PARENT, **{RUN_ID_VARIABLE: "run-a"})
+    process = ours.find()
+    assert process is not None
+    (child,) = process.children()
+    assert RUN_ID_VARIABLE not in child.environ()
+    assert {identity.pid for identity in processes_of_run("run-a")} == {ours.pid, child.pid}
+    assert end_processes(lambda: processes_of_run("run-a"), grace_s=1) == []
