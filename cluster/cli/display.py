@@ -103,6 +103,10 @@ class LiveDisplay:
     ) -> None:
         self._progress.stop()
 
+    def refresh(self) -> None:
+        """Draw now, rather than at the next tenth of a second."""
+        self._progress.refresh()
+
     def on_event(self, event: PhaseEvent) -> None:
         if event.phase not in self._tasks:
             self._tasks[event.phase] = self._progress.add_task(_TITLES[event.phase], total=None)
