@@ -44,24 +44,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if num_inputs % EDGE or num_outputs % EDGE:
         weight = _pad(weight, (-(-num_outputs // EDGE) * EDGE, -(-num_inputs // EDGE) * EDGE))
     rows = _pad(x, (-(-num_tokens // TILE_ROWS) * TILE_ROWS, weight.shape[1]))
-    tiles = rows.view(-1, TILE_ROWS, weight.shape[1])
-    out = x.new_empty(tiles.shape[0], TILE_ROWS, weight.shape[0])
     if weight.dtype == torch.float32:
-        _multiply(tiles, weight, out)
+        out = _multiply(rows, weight)
     else:
-        for panel, columns in _panels(weight):
-            part = out.new_empty(tiles.shape[0], TILE_ROWS, panel.shape[0])
-            out[:, :, columns] = _multiply(tiles, panel, part)
-    result = out.flatten(0, 1)[:num_tokens, :num_outputs]
+        out = torch.cat([_multiply(rows, panel) for panel in _panels(weight)], dim=-1)
+    result = out[:num_tokens, :num_outputs]
     return result if bias is None else result.add_(bias)
 
 
-def _panels(weight: Tensor) -> Iterator[tuple[Tensor, slice]]:
+def _panels(weight: Tensor) -> Iterator[Tensor]:
     """Rows of a weight, widened, in groups whose size the weight's shape alone decides."""
     num_rows = max(EDGE, _PANEL_VALUES // weight.shape[1] // EDGE * EDGE)
-    for start in range(0, weight.shape[0], num_rows):
-        rows = slice(start, min(start + num_rows, weight.shape[0]))
-        yield weight[rows].float(), rows
+    for panel in torch.split(weight, num_rows):
+        yield panel.float()
 
 
 def _pad(x: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -73,9 +68,13 @@ def _pad(x: Tensor, shape: tuple[int, int]) -> Tensor:
     return padded
 
 
-def _multiply(tiles: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """Each tile times the transposed weight, into `out`."""
+def _multiply(rows: Tensor, weight: Tensor) -> Tensor:
+    """Each tile of `rows` times the transposed weight."""
     transposed = weight.t()
-    for tile, tile_out in zip(tiles.unbind(), out.unbind(), strict=True):
-        torch.mm(tile, transposed, out=tile_out)
+    if rows.shape[0] == TILE_ROWS:
+        return torch.mm(rows, transposed)
+    out = rows.new_empty(rows.shape[0], weight.shape[0])
+    for start in range(0, rows.shape[0], TILE_ROWS):
+        end = start + TILE_ROWS
+        torch.mm(rows[start:end], transposed, out=out[start:end])
     return out
