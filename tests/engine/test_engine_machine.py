@@ -55,7 +55,7 @@ prompts = st.lists(
 
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
-        max_running=st.integers(1, 6), budget=st.integers(4, 24), max_waiting=st.integers(0, 8)
+        max_running=st.integers(1, 6), budget=st.integers(2, 24), max_waiting=st.integers(0, 8)
     )
     def start(self, max_running: int, budget: int, max_waiting: int) -> None:
         self.runner = SlotRunner(NUM_BLOCKS, BLOCK_SIZE, choose)
