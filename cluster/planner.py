@@ -55,8 +55,16 @@ def resolve(config: ShoalConfig, machine: Machine) -> ShoalConfig:
     copies = config.ingress_copies
     if copies == "auto":
         copies = 1 if machine.num_cores < _FEW_CORES else 2
-    changes = {"hardware": hardware, "models": models, "ingress_copies": copies}
-    return config.model_copy(update=changes)
+    # One address for every part: "localhost" is ::1 for some and 127.0.0.1 for others.
+    host = "127.0.0.1" if config.http.host == "localhost" else config.http.host
+    return config.model_copy(
+        update={
+            "http": config.http.model_copy(update={"host": host}),
+            "hardware": hardware,
+            "models": models,
+            "ingress_copies": copies,
+        }
+    )
 
 
 def _resolve_model(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> ModelConfig:

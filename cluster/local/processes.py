@@ -114,9 +114,10 @@ def shared_memory_of(processes: Iterable[ProcessId]) -> set[str]:
         process = identity.find()
         if process is None:
             continue
-        with contextlib.suppress(psutil.Error, OSError, NotImplementedError):
+        with contextlib.suppress(psutil.Error, OSError):
             paths.update(file.path for file in process.open_files())
-            paths.update(mapping.path for mapping in process.memory_maps())
+            if hasattr(process, "memory_maps"):
+                paths.update(mapping.path for mapping in process.memory_maps())
     return {path for path in paths if path.startswith("/dev/shm/")}
 
 

@@ -17,7 +17,7 @@ from serve.errors import CheckpointError, ConfigurationError
 from .document import Document, KeyPath, Problem, render_path
 from .presets import preset_names
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
 
 
 def check_values(document: Document) -> list[Problem]:

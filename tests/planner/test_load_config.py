@@ -48,7 +48,7 @@ ingress_copies: many
 """,
     )
     expected = [
-        (2, "http.host", "must be one of 127.0.0.1, localhost, ::1 until"),
+        (2, "http.host", "must be one of 127.0.0.1, localhost until"),
         (3, "http.port", "less than or equal to 65535, got 99999"),
         (4, "http.prot", "unknown key, did you mean 'port'?"),
         (6, "models[0].preset", "no preset named 'dmo', did you mean 'demo'?"),

@@ -59,6 +59,11 @@ def test_what_is_said_stays_said(make_model: MakeModel) -> None:
     assert model == written
 
 
+def test_localhost_is_one_address_for_every_part(make_model: MakeModel) -> None:
+    config = plan(LAPTOP, ModelConfig(path=make_model()), http={"host": "localhost"})
+    assert config.http.host == "127.0.0.1"
+
+
 def test_only_the_kv_cache_is_left_to_the_shard(make_model: MakeModel) -> None:
     config = plan(LAPTOP, ModelConfig(path=make_model()))
     assert autos(config.model_dump(mode="json")) == [".models.engine.kv_cache_tokens"]
