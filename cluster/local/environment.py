@@ -76,6 +76,8 @@ def _ray_variables(run: RunFolder) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's name for it is of another system: "0" keeps every server on 127.0.0.1, also here.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Ray runs its workers at 15: here they are the server, not a batch beside it.
+        "RAY_worker_niceness": "0",
         "RAY_TMPDIR": str(run.temp_path),
         "RAY_LOG_TO_DRIVER": "0",
         "RAY_DEDUP_LOGS": "0",
