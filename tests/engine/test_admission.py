@@ -46,6 +46,14 @@ def test_request_that_can_start_now_is_never_refused(make_engine: MakeEngine) ->
     engine.add(generate_request(4, [5] * 40, n=2))
 
 
+def test_request_without_free_blocks_waits_and_is_counted(make_engine: MakeEngine) -> None:
+    engine = make_engine(num_total_blocks=4, max_waiting_requests=0)
+    engine.add(generate_request(1, [5] * 12))
+
+    with pytest.raises(OverloadedError):
+        engine.add(generate_request(2, [5] * 12))
+
+
 def test_refused_request_leaves_nothing_behind(make_engine: MakeEngine) -> None:
     engine = make_engine(max_running_sequences=2, max_waiting_requests=0)
 
