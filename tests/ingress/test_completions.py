@@ -93,7 +93,7 @@ def test_a_stop_string_cuts_one_choice_and_lets_others_go_on(
 ) -> None:
     api.say("one two STOP three", "one two three ST")
     api.dispatcher.tokens_per_step = tokens_per_step
-    fields = {"n": 2, "stop": ["STOP", "never"], "max_tokens": 60}
+    fields = {"n": 2, "stop": ["never", "STOP"], "max_tokens": 60}
     if is_stream:
         chunks = api.stream(PATH, **fields, stream_options={"include_usage": True})
         texts = [joined(chunks, index) for index in (0, 1)]
@@ -115,9 +115,10 @@ def test_a_stop_string_ends_the_work_of_the_replica(api: Any) -> None:
     assert api.run(api.dispatcher.left.get()) == answer["id"]
 
 
-def test_logprobs_are_aligned_with_the_text(api: Any) -> None:
+@pytest.mark.parametrize("count", [0, 2])
+def test_logprobs_are_aligned_with_the_text(api: Any, count: int) -> None:
     api.say("hello, 你")
-    choice = api.complete(logprobs=2, max_tokens=40)["choices"][0]
+    choice = api.complete(logprobs=count, max_tokens=40)["choices"][0]
     logprobs = choice["logprobs"]
     sizes = {len(logprobs[key]) for key in ("tokens", "token_logprobs", "top_logprobs")}
     assert sizes == {len(logprobs["text_offset"])}
