@@ -8,7 +8,8 @@ because this runs at every reload.
 What the edits are for: HAProxy's statistics and metrics listen on loopback only, a client that
 dribbles its header is cut off, what HAProxy answers to a request has OpenAI's error shape (its 400
 and 408 to bytes that never became a request are fixed in its binary), the table of routes is not
-public, and headers that steer Ray Serve cannot come from a client.
+public, headers that steer Ray Serve cannot come from a client, and there is one way to the HTTP
+tier: where no ingress is up, a client hears 503 at once instead of waiting in Serve's own proxy.
 """
 
 from __future__ import annotations
@@ -85,11 +86,15 @@ class UnknownTemplateError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change: `pattern` must match exactly once (a multi-line regular expression)."""
+    """One change: `pattern` must match exactly once (a multi-line regular expression).
+
+    An `is_optional` one may also match never: what it changes is there only at times.
+    """
 
     name: str
     pattern: str
     replacement: str | Callable[[re.Match[str]], str]
+    is_optional: bool = False
 
     def apply(self, text: str) -> str:
         """`text` with this change.
@@ -98,7 +103,7 @@ class Edit:
             UnknownTemplateError: the pattern does not match exactly once.
         """
         changed, num_matches = re.subn(self.pattern, self.replacement, text, flags=re.MULTILINE)
-        if num_matches != 1:
+        if num_matches != 1 and not (self.is_optional and num_matches == 0):
             raise UnknownTemplateError(
                 f"edit {self.name!r} found its place {num_matches} times, expected 1"
             )
@@ -146,6 +151,12 @@ def edits(error_folder: Path) -> tuple[Edit, ...]:
                 "    http-request return status 404 content-type application/json"
                 f' string "{_escape(not_found)}" if routes'
             ),
+        ),
+        Edit(
+            "no detour over Serve's own proxy",
+            r"^    # Fallback to head node's Serve proxy.*\n    server \S+ \S+ check backup\n",
+            "",
+            is_optional=True,
         ),
         Edit(
             "unknown path as JSON",

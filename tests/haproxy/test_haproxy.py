@@ -35,7 +35,11 @@ from ray.serve.config import HTTPOptions
 
 port, backend_port, statistics_port, metrics_port = map(int, sys.argv[1:])
 servers = [ServerConfig(name="one", host="127.0.0.1", port=backend_port)]
-backends = {"app": BackendConfig(name="app", app_name="app", path_prefix="/", servers=servers)}
+detour = ServerConfig(name="detour", host="127.0.0.1", port=backend_port)
+app = BackendConfig(
+    name="app", app_name="app", path_prefix="/", servers=servers, fallback_server=detour
+)
+backends = {"app": app}
 options = HTTPOptions(host="127.0.0.1", port=port)
 config = HAProxyConfig(
     http_options=options, is_head=True, stats_port=statistics_port, metrics_port=metrics_port
@@ -123,6 +127,11 @@ def test_every_edit_changes_rays_template_and_only_the_frontend_follows_the_host
     )
 
 
+def test_serves_own_proxy_gets_no_traffic(rendered: Rendered, tmp_path: Path) -> None:
+    assert "detour" in rendered.text
+    assert "detour" not in edit_configuration(rendered.text, error_folder=tmp_path)
+
+
 def test_editing_twice_is_editing_once(rendered: Rendered, tmp_path: Path) -> None:
     once = edit_configuration(rendered.text, error_folder=tmp_path)
     assert edit_configuration(once, error_folder=tmp_path) == once
@@ -133,6 +142,9 @@ def test_unknown_template_is_refused_by_name_of_the_edit(
 ) -> None:
     for edit in edits(tmp_path):
         without_place = re.sub(edit.pattern, "", rendered.text, flags=re.MULTILINE)
+        if edit.is_optional:
+            assert edit.apply(without_place) == without_place
+            continue
         with pytest.raises(UnknownTemplateError, match=edit.name):
             edit.apply(without_place)
         with pytest.raises(UnknownTemplateError):
