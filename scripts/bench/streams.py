@@ -69,10 +69,12 @@ def completion_request(port: int, *, num_tokens: int, **fields: Any) -> bytes:
     return head.encode() + body
 
 
-async def run_streams(port: int, *, num_streams: int, num_tokens: int) -> list[StreamResult]:
-    """Open `num_streams` streams at once and read them to the end."""
+async def run_streams(
+    port: int, *, num_streams: int, num_tokens: int, **fields: Any
+) -> list[StreamResult]:
+    """Open `num_streams` streams at once, with `fields` in each body, and read them to the end."""
     loop = asyncio.get_running_loop()
-    request = completion_request(port, num_tokens=num_tokens)
+    request = completion_request(port, num_tokens=num_tokens, **fields)
     waiting = []
     for _ in range(num_streams):
         done: asyncio.Future[StreamResult] = loop.create_future()

@@ -193,7 +193,9 @@ def _load_runner(
         path=folder,
         collectives=SingleRank()
         if spec.size == 1
-        else LoopbackCollectives(rank=spec.rank, size=spec.size, sockets=sockets),
+        else LoopbackCollectives(
+            rank=spec.rank, size=spec.size, sockets=sockets, timeout_s=model.build_timeout_s
+        ),
         dtype=model.dtype,
         block_size=limits.block_size,
         num_threads=spec.hardware.threads_per_shard,
