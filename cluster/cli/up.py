@@ -40,7 +40,7 @@ def up(
     from rich.console import Console
 
     from cluster.errors import UsageError
-    from cluster.local.detached import start_detached
+    from cluster.local.detached import DetachedStart
     from cluster.local.interrupts import Interrupts
 
     from .display import make_display
@@ -52,8 +52,9 @@ def up(
         _refuse_or_clean(name, console)
         deployment = plan_deployment(config, model=model, port=port, replicas=replicas)
         if detach:
+            start = DetachedStart(name, deployment)
             with make_display(console) as display:
-                state = start_detached(name, deployment, listener=display, interrupts=interrupts)
+                state = start.follow(display, interrupts)
             if ask:
                 _ask(console, deployment, interrupts)
             _print_addresses(console, state, is_detached=True)
@@ -143,7 +144,7 @@ def _run(
             supervisor.watch()
     finally:
         if not is_once:
-            console.print("\nEnding: running answers may finish; Ctrl-C ends them at once.")
+            console.print("\nEnding. Running answers may finish; Ctrl-C ends them at once.")
         supervisor.stop()
     if not is_once:
         console.print("Ended; nothing is left behind.")

@@ -23,44 +23,44 @@ from .supervisor import Deployment, Supervisor
 _POLL_S = 0.1
 
 
-def start_detached(
-    name: str, deployment: Deployment, *, listener: StartListener, interrupts: Interrupts
-) -> RunState:
-    """Start a run in the background; returns its state once it is ready.
+class DetachedStart:
+    """A supervisor that has just been started in the background.
 
-    Raises:
-        StartError: the root cause of what did not come up; everything is cleaned up.
-        InterruptedStartError: a signal came before it was ready; it was ended.
+    Made before anything starts a thread here, for it forks; then `follow` shows what it does.
     """
-    run = create_run(name)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _become_supervisor(run, deployment, writer)
-    os.close(writer)
-    os.waitpid(child, 0)
-    try:
-        return _follow(name, reader, listener, interrupts)
-    finally:
-        os.close(reader)
 
+    def __init__(self, name: str, deployment: Deployment) -> None:
+        run = create_run(name)
+        self._name = name
+        self._reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(self._reader)
+            _become_supervisor(run, deployment, writer)
+        os.close(writer)
+        os.waitpid(child, 0)
 
-def _follow(name: str, reader: int, listener: StartListener, interrupts: Interrupts) -> RunState:
-    has_passed_on = False
-    last = PhaseEvent("begin", "ray")
-    for line in _lines(reader, interrupts):
-        if line:
-            last = parse_event(line)
-            listener.on_event(last)
-            if (last.kind, last.phase) == ("end", "ready"):
-                return open_run(name).state
-        elif not has_passed_on and interrupts.num_received:
-            has_passed_on = True
-            _pass_on_interrupt(name)
-    if interrupts.num_received:
-        raise InterruptedStartError("stopped before it was ready")
-    raise StartError(last.message or "the supervisor ended without a word", hint=last.hint)
+    def follow(self, listener: StartListener, interrupts: Interrupts) -> RunState:
+        """Tell `listener` what happens; returns the run's state once it is ready.
+
+        Raises:
+            StartError: the root cause of what did not come up; everything is cleaned up.
+            InterruptedStartError: a signal came before it was ready; it was ended.
+        """
+        has_passed_on = False
+        last = PhaseEvent("begin", "ray")
+        for line in _lines(self._reader):
+            if line:
+                last = parse_event(line)
+                listener.on_event(last)
+                if (last.kind, last.phase) == ("end", "ready"):
+                    return open_run(self._name).state
+            elif not has_passed_on and interrupts.num_received:
+                has_passed_on = True
+                _pass_on_interrupt(self._name)
+        if interrupts.num_received:
+            raise InterruptedStartError("stopped before it was ready")
+        raise StartError(last.message or "the supervisor ended without a word", hint=last.hint)
 
 
 def _pass_on_interrupt(name: str) -> None:
@@ -70,7 +70,7 @@ def _pass_on_interrupt(name: str) -> None:
             owner.send_signal(signal.SIGTERM)
 
 
-def _lines(reader: int, interrupts: Interrupts) -> Iterator[str]:
+def _lines(reader: int) -> Iterator[str]:
     """Lines from the pipe until its end; an empty one whenever a while has passed without."""
     rest = b""
     while True:
@@ -80,6 +80,7 @@ def _lines(reader: int, interrupts: Interrupts) -> Iterator[str]:
             continue
         chunk = os.read(reader, 65_536)
         if not chunk:
+            os.close(reader)
             return
         *lines, rest = (rest + chunk).split(b"\n")
         yield from (line.decode() for line in lines if line)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,6 @@ _DRAIN_POLL_S = 0.2
 _DRAIN_MARGIN_S = 10.0
 _NUM_LOGICAL_CPUS = 64
 _OBJECT_STORE_BYTES = 100_000_000
-_LOGS_HINT = "Every process's log: shoal logs --all, while it starts"
 _TOO_SLOW = "timed out during startup"  # Ray gives its raylet 30 s, on a machine however busy
 _CORE_PROCESSES = ("gcs_server", "raylet")
 
@@ -133,9 +132,11 @@ class Supervisor:
             CommandError: a process does not end, not even by SIGKILL; names it.
         """
         self._run.update(phase="stopping")
-        if self._has_serve and self._is_core_alive():
-            self._drain()
-        end_run(self._run, core=tuple(self._core.values()))
+        try:
+            if self._has_serve and self._is_core_alive():
+                self._drain()
+        finally:
+            end_run(self._run, core=tuple(self._core.values()))
 
     def _start_ray(self) -> None:
         write_proxy_launcher(self._run)
@@ -177,25 +178,27 @@ class Supervisor:
         return last_exception(output) or output.strip()[-2000:]
 
     def _deploy(self) -> None:
-        answers: list[Any] = []
+        failures: list[str | None] = []
 
         def put() -> None:
             try:
                 answer = self._serve_api.put_applications(
                     self._deployment.body, timeout_s=_PUT_TIMEOUT_S
                 )
-                answers.append(None if answer.is_ok else answer.text)
+                failures.append(None if answer.is_ok else answer.text)
             except OSError as exc:
-                answers.append(str(exc))
+                failures.append(str(exc))
 
         self._has_serve = True
-        self._run_beside(put)
-        if answers[0] is not None:
-            cause = root_cause(answers[0], logs_path=self._run.session_logs_path)
+        self._run_beside(put, num_interrupts=1)
+        self._check_interrupts()
+        (failure,) = failures
+        if failure is not None:
+            cause = root_cause(failure, logs_path=self._run.session_logs_path)
             raise StartError(f"Ray Serve did not take the deployment: {cause}")
         self._record_processes()
 
-    def _wait_until(self, is_over: Any) -> None:
+    def _wait_until(self, is_over: Callable[[LoadProgress, bool], bool]) -> None:
         """Poll progress and readiness until `is_over(load, is_ready)`; fail when Serve has."""
         next_status = time.monotonic() + _STATUS_POLL_S
         told = LoadProgress()
@@ -211,7 +214,7 @@ class Supervisor:
                     num_total_bytes=load.num_total_bytes,
                 )
             if load.error:
-                raise StartError(load.error, hint=_LOGS_HINT)
+                raise StartError(load.error)
             if is_over(load, self._is_ready()):
                 return
             if time.monotonic() > next_status:
@@ -269,14 +272,12 @@ class Supervisor:
     def _is_core_alive(self) -> bool:
         return all(identity.find() is not None for identity in self._core.values())
 
-    def _run_beside(self, action: Any, *, num_interrupts: int = 1) -> None:
+    def _run_beside(self, action: Callable[[], None], *, num_interrupts: int) -> None:
         """Run `action` in a thread; give up on it when that many signals came."""
         thread = threading.Thread(target=action, daemon=True)
         thread.start()
         while thread.is_alive() and self._interrupts.num_received < num_interrupts:
             thread.join(_POLL_S)
-        if thread.is_alive() and num_interrupts == 1:
-            self._check_interrupts()
 
     @contextlib.contextmanager
     def _phase(self, phase: Phase) -> Iterator[None]:
