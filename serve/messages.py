@@ -58,8 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, array_like=True)
 class StreamAddress(msgspec.Struct, frozen=True, array_like=True):
     """Where a request's tokens go: the ingress process that asked, and this attempt's epoch.
 
-    `address` lists where that process listens (see `transport.address`); `secret` proves to that ingress that the caller
-    got this request; `stream_id` is new for every attempt.
+    `address` lists where that process listens (see `transport.address`); `secret` proves to it
+    that the caller got this request; `stream_id` is new for every attempt, in the whole cluster.
     """
 
     address: str
