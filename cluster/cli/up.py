@@ -143,9 +143,11 @@ def _run(
             _print_addresses(console, run.state, is_detached=False)
             supervisor.watch()
     finally:
-        if not is_once:
-            console.print("\nEnding. Running answers may finish; Ctrl-C ends them at once.")
-        supervisor.stop()
+        try:
+            if not is_once:
+                console.print("\nEnding. Running answers may finish; Ctrl-C ends them at once.")
+        finally:  # whoever read our output may have gone: end all the same
+            supervisor.stop()
     if not is_once:
         console.print("Ended; nothing is left behind.")
 

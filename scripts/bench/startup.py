@@ -52,8 +52,7 @@ def _start_once() -> dict[str, Any]:
         memory = memory_bytes(run.processes())
     finally:
         process.send_signal(signal.SIGINT)
-        process.stdout.close()
-        process.wait(60)
+        process.communicate(timeout=60)
     return {"phases_s": phases, "first_token_s": first_token_s, "memory_bytes": memory}
 
 

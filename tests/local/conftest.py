@@ -65,7 +65,7 @@ class Machine:
     temp_entries: set[str] = field(default_factory=lambda: set(os.listdir("/tmp")))
     commands: list[Command] = field(default_factory=list)
 
-    def start(self, *arguments: str, module: str = "cluster") -> Command:
+    def start(self, *arguments: str, module: str = "cluster", is_piped: bool = False) -> Command:
         output_path = self.home.parent / f"output-{len(self.commands)}"
         environment = {
             **os.environ,
@@ -80,7 +80,7 @@ class Machine:
                 [sys.executable, "-m", module, *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=subprocess.PIPE if is_piped else output,
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,

@@ -44,6 +44,19 @@ def test_ctrl_c_during_the_start_leaves_nothing(machine: Machine, name: str, por
     machine.assert_nothing_left()
 
 
+def test_ctrl_c_leaves_nothing_though_nobody_reads_the_output_any_more(
+    machine: Machine, name: str, port: int
+) -> None:
+    up = machine.start("up", "--name", name, "--port", str(port), is_piped=True)
+    assert up.process.stdout is not None
+    assert any("Ctrl-C ends it" in line for line in up.process.stdout)
+    machine.note_ports()
+    up.process.stdout.close()
+    up.interrupt()
+    up.join()
+    machine.assert_nothing_left()
+
+
 def test_killed_supervisor_is_cleaned_up_by_down(machine: Machine, name: str, port: int) -> None:
     up = machine.start(name, str(port), module="toy_up")
     up.wait_for("end ready")
