@@ -2,7 +2,7 @@
 
 The call is made in a fresh context and its task is nobody's child, so that Serve never cancels it
 when a client goes: only our abort frame ends a request, and the call returns by its normal path.
-A request that finds its replica rebuilding tries again, until `READY_TIMEOUT_S`.
+A request that finds its replica rebuilding tries again, until `ready_timeout_s`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import msgspec
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import (
@@ -36,6 +36,7 @@ logger = logging.getLogger("shoal.ingress")
 READY_TIMEOUT_S = 10.0
 STATS_TIMEOUT_S = 2.0
 RETRY_AFTER_S = 1.0
+ASK_AGAIN_S = 0.1
 LAST_FRAME_S = 5.0
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -47,7 +48,8 @@ _decode_stats = msgspec.msgpack.Decoder(ReplicaStats).decode
 class ServeDispatcher:
     """`Dispatcher` over Ray Serve handles and this process' token sockets.
 
-    `handles` and `tables` are keyed by model name.
+    `handles` and `tables` are keyed by model name; `ready_timeout_s` is how long a request may wait
+    to be admitted.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class ServeDispatcher:
         tables: Mapping[str, ReplicaTable],
         socket_dir: str,
         host: str,
+        ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
+        self._ready_timeout_s = ready_timeout_s
         self._generate = {
             model: handle.options(method_name="generate", stream=True)
             for model, handle in handles.items()
@@ -81,7 +85,7 @@ class ServeDispatcher:
         """See `Dispatcher.submit`."""
         table = self._tables[request.model]
         try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
+            async with asyncio.timeout(self._ready_timeout_s):
                 while True:
                     await table.wait_ready()
                     attempt = _Attempt(request, self._sockets)
@@ -93,7 +97,7 @@ class ServeDispatcher:
                     return stream
         except TimeoutError:
             raise NotReadyError(
-                f"no replica of {request.model} was ready within {READY_TIMEOUT_S:g} s",
+                f"no replica of {request.model} was ready within {self._ready_timeout_s:g} s",
                 retry_after_s=RETRY_AFTER_S,
             ) from None
 
@@ -114,7 +118,7 @@ class ServeDispatcher:
             answers = await response.results_async(
                 timeout_s=STATS_TIMEOUT_S, return_exceptions=True
             )
-        except TimeoutError:
+        except (TimeoutError, RayServeException):  # too slow, or there is none
             return []
         return [_decode_stats(answer) for answer in answers if isinstance(answer, bytes)]
 
@@ -134,14 +138,17 @@ class ServeDispatcher:
                 if not replica_id:
                     verdict = _decode_verdict(item)
                     replica_id = verdict.replica_id
+                    table.book(replica_id, +1)
                     self._judge(attempt, verdict, table)
                 else:
                     attempt.finish(_decode_summary(item))
             attempt.expire()
         except BackPressureError as exc:
             attempt.refuse(OverloadedError(str(exc), retry_after_s=RETRY_AFTER_S))
+        except DeploymentUnavailableError as exc:
+            attempt.refuse(NotReadyError(str(exc), retry_after_s=RETRY_AFTER_S))
         except (RayActorError, asyncio.CancelledError) as exc:
-            if isinstance(exc, asyncio.CancelledError) and _is_ours(exc):
+            if isinstance(exc, asyncio.CancelledError) and _is_ours():
                 raise
             if replica_id:
                 self._suspect(replica_id)
@@ -149,6 +156,9 @@ class ServeDispatcher:
         except Exception as exc:  # the call's last resort: this request ends typed, others go on
             logger.exception("a request's call failed")
             attempt.refuse(InternalError(f"the replica failed: {type(exc).__name__}"))
+        finally:
+            if replica_id:
+                table.book(replica_id, -1)
 
     def _judge(self, attempt: _Attempt, verdict: Verdict, table: ReplicaTable) -> None:
         error = verdict.error
@@ -180,12 +190,16 @@ class ServeDispatcher:
         while replica_id in table.replica_ids:
             try:
                 answered = await handle.wait_ready.remote(replica_id=replica_id)
-            except Exception:  # the replica is gone or going: Serve takes it off the list
-                await asyncio.sleep(0.1)
-                continue
-            if answered == replica_id:
-                table.mark_ready(replica_id)
-                return
+            except asyncio.CancelledError:
+                if _is_ours():
+                    raise
+            except Exception as exc:  # the replica is going: soon Serve takes it off the list
+                logger.info("replica %s does not say whether it is ready: %s", replica_id, exc)
+            else:
+                if answered == replica_id:
+                    table.mark_ready(replica_id)
+                    return
+            await asyncio.sleep(ASK_AGAIN_S)
 
 
 class _TryAgainError(ShoalError):
@@ -257,7 +271,7 @@ def _lost() -> ReplicaLostError:
     return ReplicaLostError("the replica is gone; try again", retry_after_s=RETRY_AFTER_S)
 
 
-def _is_ours(exc: BaseException) -> bool:
+def _is_ours() -> bool:
     """Whether a CancelledError was meant for the running task, not sent by the replica's side."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -34,8 +34,8 @@ class ReplicaTable:
         with self._lock:
             self._listed = replica_ids
             self._not_ready &= replica_ids
-            for gone in self._loads.keys() - replica_ids:
-                del self._loads[gone]
+            for gone in (self._loads.keys() | self._num_chosen.keys()) - replica_ids:
+                self._forget_load(gone)
         self._wake()
 
     @property
@@ -50,11 +50,12 @@ class ReplicaTable:
             return self._listed - self._not_ready
 
     def mark_not_ready(self, replica_id: str) -> bool:
-        """Skip a replica from now on; False where that was so already."""
+        """Skip a replica from now on, and forget its load; False where it was marked already."""
         with self._lock:
             if replica_id in self._not_ready:
                 return False
             self._not_ready.add(replica_id)
+            self._forget_load(replica_id)
             return True
 
     def mark_ready(self, replica_id: str) -> None:
@@ -73,13 +74,10 @@ class ReplicaTable:
         self._num_chosen[replica_id] = self._num_chosen.get(replica_id, 0) + 1
 
     def book(self, replica_id: str, change: int) -> None:
-        """Count requests of this process that are open on a replica (+1, -1)."""
-        count = self._num_open.get(replica_id, 0) + change
-        if count > 0:
-            self._num_open[replica_id] = count
-        else:
-            self._num_open.pop(replica_id, None)
-        self._num_chosen.pop(replica_id, None)
+        """Count requests of this process that are open on a replica (+1 once it says so, -1)."""
+        _count(self._num_open, replica_id, change)
+        if change > 0:
+            _count(self._num_chosen, replica_id, -1)
 
     def score(self, replica_id: str) -> tuple[int, int]:
         """What to minimise: sequences in the engine or on their way, then tokens that wait."""
@@ -99,9 +97,22 @@ class ReplicaTable:
             finally:
                 self._waiters.discard(waiter)
 
+    def _forget_load(self, replica_id: str) -> None:
+        self._loads.pop(replica_id, None)
+        self._num_chosen.pop(replica_id, None)
+
     def _wake(self) -> None:
         for loop, future in list(self._waiters):
             loop.call_soon_threadsafe(_resolve, future)
+
+
+def _count(counts: dict[str, int], key: str, change: int) -> None:
+    """Change a count that is never negative and not kept at 0."""
+    count = counts.get(key, 0) + change
+    if count > 0:
+        counts[key] = count
+    else:
+        counts.pop(key, None)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -1,7 +1,10 @@
 """Ray Serve's request router for replicas: skip those that are not ready, prefer the least loaded.
 
 Serve pickles this class by value and makes it in each process that has a handle, so it holds no
-state of its own: what it knows is in `registry`. It runs on Serve's router loop.
+state of its own: what it knows is in `registry`. It runs on Serve's router loop. The one decision
+behind it: a request is never kept here. Serve's routing loop asks again at once, without a pause,
+when it is given no replica, and that stops the event loop of the whole HTTP tier; where none is
+ready, a request goes to one that says so itself, and the dispatcher waits and tries again.
 """
 
 from __future__ import annotations
@@ -17,18 +20,20 @@ class LeastLoadedRouter(RequestRouter):
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve's list of running replicas changed; a draining one is off it at once."""
-        from serve.routing import registry
-
         super().update_replicas(replicas)
-        ids = frozenset(replica.replica_id.unique_id for replica in replicas)
-        registry.table(self.app_name).set_replicas(ids)
+        self._tell_table()
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """A call or a probe found a replica dead, before Serve's list says so."""
+        super().on_replica_actor_died(replica_id)
+        self._tell_table()
 
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """One rank per replica, best first; empty where none is ready."""
+        """One rank per ready replica, best first; every replica in one rank where none is ready."""
         from serve.routing import registry
 
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
@@ -37,21 +42,14 @@ class LeastLoadedRouter(RequestRouter):
             return [[by_id[wanted]]] if wanted in by_id else [candidate_replicas]
         table = registry.table(self.app_name)
         ready = [replica_id for replica_id in by_id if replica_id in table.ready_ids]
+        if not ready:
+            return [candidate_replicas]
         ranked = sorted(ready, key=table.score)
-        if ranked:
-            table.choose(ranked[0])
+        table.choose(ranked[0])
         return [[by_id[replica_id]] for replica_id in ranked]
 
-    def on_request_routed(
-        self, pending_request: PendingRequest, replica_id: ReplicaID, result: object
-    ) -> None:
-        """A call was sent to a replica."""
+    def _tell_table(self) -> None:
         from serve.routing import registry
 
-        registry.table(self.app_name).book(replica_id.unique_id, +1)
-
-    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """A call ended, well or badly."""
-        from serve.routing import registry
-
-        registry.table(self.app_name).book(replica_id.unique_id, -1)
+        ids = frozenset(replica_id.unique_id for replica_id in self.curr_replicas)
+        registry.table(self.app_name).set_replicas(ids)

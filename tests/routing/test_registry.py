@@ -52,6 +52,26 @@ def test_a_frame_outweighs_the_guess_and_open_requests_outweigh_an_old_frame() -
     assert replicas.score("a") == (0, 0)
 
 
+def test_a_request_that_is_open_is_no_longer_on_its_way_and_the_others_still_are() -> None:
+    replicas = ReplicaTable()
+    replicas.set_replicas(frozenset({"a"}))
+    for _ in range(3):
+        replicas.choose("a")
+    replicas.book("a", +1)
+    assert replicas.score("a") == (3, 0)
+    replicas.book("a", -1)
+    assert replicas.score("a") == (2, 0)
+
+
+def test_shards_that_are_rebuilt_do_not_inherit_the_load_of_the_lost_ones() -> None:
+    replicas = ReplicaTable()
+    replicas.set_replicas(frozenset({"a"}))
+    replicas.set_load("a", Load(num_running=100))
+    replicas.mark_not_ready("a")
+    replicas.mark_ready("a")
+    assert replicas.score("a") == (0, 0)
+
+
 def test_waiting_ends_when_another_thread_lists_a_replica() -> None:
     replicas = ReplicaTable()
 
