@@ -16,7 +16,14 @@ from typing import Any
 
 import msgspec
 
-from serve.errors import CheckpointError, ErrorInfo, NotReadyError, ReplicaLostError, ShoalError
+from serve.errors import (
+    CheckpointError,
+    ErrorInfo,
+    InternalError,
+    NotReadyError,
+    ReplicaLostError,
+    ShoalError,
+)
 from serve.messages import (
     Add,
     Admitted,
@@ -152,14 +159,20 @@ class Replica:
         self._progress.remove()
 
     async def _build(self) -> None:
-        """Make a group and wait for it; on failure the group is gone again."""
+        """Make a group and wait for it; on failure the group is gone again.
+
+        Raises:
+            ShoalError: the root cause, whatever Ray or the system raised.
+        """
         group = self._make_group(self._on_message, self._on_progress, self._on_lost)
         try:
             await group.start(timeout_s=self._build_timeout_s)
             if group.is_over:
                 raise ReplicaLostError("a shard went away as soon as it was ready")
-        except BaseException:
+        except BaseException as exc:
             group.stop()
+            if isinstance(exc, Exception) and not isinstance(exc, ShoalError):
+                raise InternalError(f"{type(exc).__name__}: {exc}") from exc
             raise
         self._group = group
         self._supervision.on_ready()
