@@ -9,10 +9,12 @@ Blocking, since it happens once, before there is a step.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from serve.errors import CollectiveError
 from serve.transport.address import Address
@@ -26,7 +28,7 @@ def accept_ranks(
 ) -> list[list[socket.socket]]:
     """Rank 0's side: for each channel the sockets of ranks 1 to size - 1, in that order.
 
-    A caller without the secret is sent away. The listener is closed.
+    A caller without the secret is sent away. The listener is closed and its Unix path removed.
 
     Raises:
         CollectiveError: not every rank called within `timeout_s`.
@@ -34,7 +36,7 @@ def accept_ranks(
     deadline_s = time.monotonic() + timeout_s
     found: dict[tuple[int, int], socket.socket] = {}
     wanted = [(channel, rank) for channel in range(num_channels) for rank in range(1, size)]
-    with listener:
+    with _closing(listener):
         while len(found) < len(wanted):
             listener.settimeout(max(deadline_s - time.monotonic(), 0.001))
             try:
@@ -66,6 +68,17 @@ def dial_root(
         root.sendall(secret + bytes([channel]) + rank.to_bytes(2, "little"))
         channels.append(_prepare(root))
     return channels
+
+
+@contextlib.contextmanager
+def _closing(listener: socket.socket) -> Iterator[None]:
+    path = listener.getsockname() if listener.family == socket.AF_UNIX else ""
+    try:
+        with listener:
+            yield
+    finally:
+        if path:
+            os.unlink(path)
 
 
 def _dial(addresses: Sequence[Address], timeout_s: float) -> socket.socket:
