@@ -98,7 +98,8 @@ class _ReplicaDeployment:
     async def wait_ready(self, replica_id: str) -> str:
         return await self._replica.wait_ready(replica_id)
 
-    async def stats(self) -> bytes:
+    async def stats(self, replica_id: str) -> bytes:
+        """`replica_id` is the router's: it sends the call there."""
         return await self._replica.stats()
 
     def __del__(self) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar, cast
 
 import msgspec
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.errors import (
@@ -32,6 +32,8 @@ from serve.messages import GenerateRequest, Load, ReplicaStats, Summary, Verdict
 from serve.routing.registry import ReplicaTable
 
 logger = logging.getLogger("shoal.ingress")
+
+Result = TypeVar("Result")
 
 READY_TIMEOUT_S = 10.0
 STATS_TIMEOUT_S = 2.0
@@ -71,7 +73,7 @@ class ServeDispatcher:
         self._sockets = TokenSockets(
             socket_dir=socket_dir, host=host, on_load=self._on_load, on_lost=self._on_lost
         )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """Open the token sockets."""
@@ -107,26 +109,35 @@ class ServeDispatcher:
 
     async def stats(self) -> list[ReplicaStats]:
         """See `Dispatcher.stats`."""
-        answers = await asyncio.gather(*(self._stats_of(model) for model in self._handles))
-        return [stats for answer in answers for stats in answer]
+        asked = [
+            self._spawn(self._ask_stats(model, replica_id))
+            for model, table in self._tables.items()
+            for replica_id in table.replica_ids
+        ]
+        if asked:
+            await asyncio.wait(asked, timeout=STATS_TIMEOUT_S)
+        answers = [task.result() for task in asked if task.done()]
+        return [answer for answer in answers if answer is not None]
 
-    async def _stats_of(self, model: str) -> list[ReplicaStats]:
-        if not self._tables[model].replica_ids:
-            return []
-        response = self._handles[model].broadcast("stats")
+    async def _ask_stats(self, model: str, replica_id: str) -> ReplicaStats | None:
         try:
-            answers = await response.results_async(
-                timeout_s=STATS_TIMEOUT_S, return_exceptions=True
-            )
-        except (TimeoutError, RayServeException):  # too slow, or there is none
-            return []
-        return [_decode_stats(answer) for answer in answers if isinstance(answer, bytes)]
+            answer = await self._handles[model].stats.remote(replica_id=replica_id)
+        except asyncio.CancelledError:
+            if _is_ours():
+                raise
+            return None
+        except Exception as exc:  # the replica is going: its figures go with it
+            logger.info("replica %s gave no stats: %s", replica_id, exc)
+            return None
+        stats = _decode_stats(answer)
+        return stats if stats.replica_id == replica_id else None
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         context = contextvars.Context()
         task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _call(self, attempt: _Attempt, table: ReplicaTable) -> None:
         """Hold the Serve call of one attempt open until the replica ends it."""

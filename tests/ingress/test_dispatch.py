@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -54,7 +53,7 @@ class _Handle:
         self.is_ready = asyncio.Event()
         self.is_ready.set()
         self.ready_answers: list[str | BaseException] = []
-        self.stats: list[Any] | BaseException = []
+        self.stats_of: dict[str, ReplicaStats | BaseException | None] = {}
 
     def options(self, *, method_name: str, stream: bool) -> "_Handle":
         assert (method_name, stream) == ("generate", True)
@@ -72,9 +71,9 @@ class _Handle:
     def wait_ready(self) -> "_WaitReady":
         return _WaitReady(self)
 
-    def broadcast(self, method_name: str) -> "_Broadcast":
-        assert method_name == "stats"
-        return _Broadcast(self.stats)
+    @property
+    def stats(self) -> "_Stats":
+        return _Stats(self)
 
 
 class _WaitReady:
@@ -91,16 +90,17 @@ class _WaitReady:
         return answer
 
 
-class _Broadcast:
-    def __init__(self, answers: list[Any] | BaseException) -> None:
-        self._answers = answers
+class _Stats:
+    def __init__(self, handle: _Handle) -> None:
+        self._handle = handle
 
-    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
-        assert timeout_s > 0
-        assert return_exceptions
-        if isinstance(self._answers, BaseException):
-            raise self._answers
-        return self._answers
+    async def remote(self, *, replica_id: str) -> bytes:
+        answer = self._handle.stats_of[replica_id]
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer is None:
+            await asyncio.Event().wait()
+        return _encode(answer)
 
 
 class _World:
@@ -459,14 +459,23 @@ def test_the_loss_of_a_connection_skips_the_replica_until_it_is_ready_again(
     _run(tmp_path, test)
 
 
-def test_stats_leave_out_replicas_that_fail_and_models_that_have_none(tmp_path: Path) -> None:
+def test_stats_leave_out_replicas_that_fail_are_too_slow_or_not_the_one_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.ingress.dispatch.STATS_TIMEOUT_S", 0.05)
+
     async def test(world: _World) -> None:
-        stats = ReplicaStats(model="m", replica_id="r1", is_ready=True, load=Load())
-        world.handle.stats = [_encode(stats), ActorUnavailableError("gone", b"0" * 16)]
-        assert await world.dispatcher.stats() == [stats]
-        world.handle.stats = DeploymentUnavailableError("m")  # type: ignore[arg-type]
+        world.table.set_replicas(frozenset())
         assert await world.dispatcher.stats() == []
-        world.handle.stats = TimeoutError()
-        assert await world.dispatcher.stats() == []
+        good = ReplicaStats(model="m", replica_id="good", is_ready=True, load=Load())
+        world.handle.stats_of = {
+            "good": good,
+            "dead": ActorUnavailableError("gone", b"0" * 16),
+            "cancelled": asyncio.CancelledError(),
+            "slow": None,
+            "left": good,
+        }
+        world.table.set_replicas(frozenset(world.handle.stats_of))
+        assert await world.dispatcher.stats() == [good]
 
     _run(tmp_path, test)
