@@ -37,7 +37,10 @@ class LeastLoadedRouter(RequestRouter):
         from serve.routing import registry
 
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        wanted = None if pending_request is None else pending_request.kwargs.get("replica_id")
+        wanted = None
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # else Serve never pauses
+            wanted = pending_request.kwargs.get("replica_id")
         if wanted is not None:
             return [[by_id[wanted]]] if wanted in by_id else [candidate_replicas]
         table = registry.table(self.app_name)

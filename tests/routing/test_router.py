@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from ray.exceptions import ActorUnavailableError
 from ray.serve._private.common import (
     DeploymentHandleSource,
     DeploymentID,
@@ -28,6 +29,8 @@ class _Replica:
         self.replica_id = ReplicaID(name, deployment_id=deployment)
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
+        if self.replica_id.unique_id == "unreachable":
+            raise ActorUnavailableError("no way to it", b"0" * 16)
         return 0
 
 
@@ -55,16 +58,17 @@ class _World:
             deployment_id=self.deployment,
             handle_source=DeploymentHandleSource.REPLICA,
             use_replica_queue_len_cache=True,
+            max_backoff_s=0.05,
         )
 
     def list(self, *names: str) -> None:
         replicas = [_Replica(name, self.deployment) for name in names]
         self.router.update_replicas(replicas)  # type: ignore[arg-type]
 
-    async def route(self, **arguments: str) -> str:
+    async def route(self, *, timeout_s: float = 5.0, **arguments: str) -> str:
         metadata = RequestMetadata(request_id="r", internal_request_id=f"i{id(arguments)}")
         request = PendingRequest(args=[], kwargs=arguments, metadata=metadata)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(timeout_s):
             replica = await self.router._choose_replica_for_request(request)
         return replica.replica_id.unique_id
 
@@ -124,6 +128,16 @@ def test_a_call_by_id_goes_to_that_replica_though_it_is_not_the_best() -> None:
         assert await world.route(replica_id="a") == "a"
 
     _run("by-id", test)
+
+
+def test_a_replica_that_cannot_be_reached_is_tried_with_pauses() -> None:
+    async def test(world: _World) -> None:
+        world.list("unreachable")
+        with pytest.raises(TimeoutError):
+            await world.route(timeout_s=0.5)
+        assert 2 < world.router.num_choices < 20
+
+    _run("unreachable", test)
 
 
 def test_a_replica_that_a_call_found_dead_is_no_longer_listed() -> None:
