@@ -37,9 +37,9 @@ NUM_STREAMS = (1, 32, 128)
 NUM_TTFT_REQUESTS = 60
 COUNTER_WAIT_S = 15.0
 MODELS = """\
-  - {preset: demo, name: paced, is_default: true, tensor_parallel: 2, longest_generation_s: 5,
+  - {preset: demo, name: paced, is_default: true, tensor_parallel: 1, longest_generation_s: 5,
       stand_in: {step_ms: 20}, engine: {max_running_sequences: 256, kv_cache_tokens: 524288}}
-  - {preset: demo, name: instant, tensor_parallel: 2, longest_generation_s: 5,
+  - {preset: demo, name: instant, tensor_parallel: 1, longest_generation_s: 5,
       stand_in: {step_ms: 0}, engine: {max_running_sequences: 256, kv_cache_tokens: 524288}}
 """
 
