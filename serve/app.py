@@ -168,14 +168,13 @@ class _IngressDeployment:
 
 
 class _ShardActor:
-    """A Ray actor of `Shard`, as a `ShardHandle`."""
+    """A Ray actor of `actor_class`, as a `ShardHandle`."""
 
-    def __init__(self, spec: ShardSpec, name: str) -> None:
+    def __init__(self, actor_class: Any, spec: ShardSpec, name: str) -> None:
         group = get_current_placement_group()
         assert group is not None, "a replica is deployed with one bundle for each shard"
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=spec.rank)
         is_cuda = spec.hardware.device == "cuda"
-        actor_class: Any = ray.remote(Shard)
         self._actor = actor_class.options(
             name=name,
             num_cpus=1,
@@ -198,6 +197,7 @@ def _group_maker(settings: ModelArgs, replica_id: str) -> Any:
     size = model.tensor_parallel
     assert isinstance(size, int), "the planner resolved the size"
     socket_dir, host = _socket_folder(), _node_address()
+    actor_class: Any = ray.remote(Shard)  # once: Ray keeps a copy of each such class for ever
     generation = 0
 
     def make_group(on_message: Any, on_progress: Any, on_lost: Any) -> ShardGroup:
@@ -222,7 +222,9 @@ def _group_maker(settings: ModelArgs, replica_id: str) -> Any:
             ]
 
         def start_shard(spec: ShardSpec) -> _ShardActor:
-            return _ShardActor(spec, f"{model.name}/{replica_id}/rank{spec.rank}{suffix}")
+            return _ShardActor(
+                actor_class, spec, f"{model.name}/{replica_id}/rank{spec.rank}{suffix}"
+            )
 
         return ShardGroup(
             specs=specs,
