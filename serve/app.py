@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
-from ray.util.placement_group import get_current_placement_group
+from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from serve.config import HardwareConfig, HttpConfig, ModelConfig, Section
@@ -170,10 +170,12 @@ class _IngressDeployment:
 class _ShardActor:
     """A Ray actor of `actor_class`, as a `ShardHandle`."""
 
-    def __init__(self, actor_class: Any, spec: ShardSpec, name: str) -> None:
-        group = get_current_placement_group()
-        assert group is not None, "a replica is deployed with one bundle for each shard"
-        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=spec.rank)
+    def __init__(
+        self, actor_class: Any, placement: PlacementGroup, spec: ShardSpec, *, name: str
+    ) -> None:
+        strategy = PlacementGroupSchedulingStrategy(
+            placement, placement_group_bundle_index=spec.rank
+        )
         is_cuda = spec.hardware.device == "cuda"
         self._actor = actor_class.options(
             name=name,
@@ -197,6 +199,8 @@ def _group_maker(settings: ModelArgs, replica_id: str) -> Any:
     size = model.tensor_parallel
     assert isinstance(size, int), "the planner resolved the size"
     socket_dir, host = _socket_folder(), _node_address()
+    placement = get_current_placement_group()
+    assert placement is not None, "a replica is deployed with one bundle for each shard"
     actor_class: Any = ray.remote(Shard)  # once: Ray keeps a copy of each such class for ever
     generation = 0
 
@@ -222,9 +226,8 @@ def _group_maker(settings: ModelArgs, replica_id: str) -> Any:
             ]
 
         def start_shard(spec: ShardSpec) -> _ShardActor:
-            return _ShardActor(
-                actor_class, spec, f"{model.name}/{replica_id}/rank{spec.rank}{suffix}"
-            )
+            name = f"{model.name}/{replica_id}/rank{spec.rank}{suffix}"
+            return _ShardActor(actor_class, placement, spec, name=name)
 
         return ShardGroup(
             specs=specs,

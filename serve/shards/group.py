@@ -55,9 +55,10 @@ class ShardHandle(Protocol):
 class ShardGroup:
     """One generation of a replica's shards.
 
-    `start_shard(spec)` makes one actor; `on_message(message)` gets what rank 0 says of requests
-    and load; `on_progress(message)` start-up progress; `on_lost(error)` is called once, when the
-    group is of no more use after it was ready.
+    `start_shard(spec)` makes one actor, in a thread: Ray answers when its GCS does, and meanwhile
+    open calls have to hear that they are lost. `on_message(message)` gets what rank 0 says of
+    requests and load; `on_progress(message)` start-up progress; `on_lost(error)` is called once,
+    when the group is of no more use after it was ready.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class ShardGroup:
         specs = self._make_specs(await self._listen(), self._secret)
         self._num_shards = len(specs)
         for spec in specs:
-            shard = self._start_shard(spec)
+            shard = await asyncio.to_thread(self._start_shard, spec)
             self._shards.append(shard)
             self._watchers.append(asyncio.create_task(self._watch(spec.rank, shard)))
         try:
