@@ -33,6 +33,7 @@ from serve.transport.address import Address
 from serve.transport.connection import Connection, listen
 
 SILENCE_S = 3.0
+_GONE = ErrorInfo(ReplicaLostError.code, "the replica is gone; try again", 1.0)
 
 _decoder: msgspec.msgpack.Decoder[StreamMessage] = msgspec.msgpack.Decoder(StreamMessage)
 
@@ -97,6 +98,8 @@ class TokenSockets:
             server.close()
         for connection in list(self._replica_of):
             connection.close()
+        for stream_id in list(self._open):
+            self.fail(stream_id, from_info(_GONE))
         if self._path and os.path.exists(self._path):
             os.unlink(self._path)
 
@@ -132,11 +135,13 @@ class TokenSockets:
             self._abort_later.setdefault(replica_id, []).append(stream_id)
 
     def _make_connection(self) -> Connection:
-        return Connection(_decoder, self._on_message, self._on_connection_lost)
+        connection = Connection(_decoder, self._on_message, self._on_connection_lost)
+        self._replica_of[connection] = ""  # until it proves the secret
+        return connection
 
     def _on_message(self, connection: Connection, message: Any) -> None:
         replica_id = self._replica_of.get(connection)
-        if replica_id is None:
+        if not replica_id:
             self._greet(connection, message)
         elif isinstance(message, TokenFrame):
             self._on_load(replica_id, message.load)
@@ -172,13 +177,11 @@ class TokenSockets:
 
     def _on_connection_lost(self, connection: Connection) -> None:
         replica_id = self._replica_of.pop(connection, None)
-        if replica_id is None:
+        if not replica_id:
             return
         if self._connection_of.get(replica_id) is connection:
             del self._connection_of[replica_id]
-        self._lose(
-            connection, ErrorInfo(ReplicaLostError.code, "the replica is gone; try again", 1.0)
-        )
+        self._lose(connection, _GONE)
         self._on_lost(replica_id)
 
     def _lose(self, connection: Connection, error: ErrorInfo) -> None:

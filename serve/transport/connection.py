@@ -36,9 +36,8 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self.is_lost = False
-        self.last_received_s = 0.0
-        self.last_sent_s = 0.0
         self._time = asyncio.get_running_loop().time
+        self.last_received_s = self.last_sent_s = self._time()
 
     @property
     def backlog_bytes(self) -> int:
@@ -48,7 +47,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self.last_received_s = self.last_sent_s = self._time()
+        if self.is_lost:  # closed before it was made
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self.last_received_s = self._time()

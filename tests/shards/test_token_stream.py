@@ -160,6 +160,34 @@ def test_the_loss_of_a_replica_ends_its_streams_typed_and_at_once(tmp_path: Path
     _run(tmp_path, test)
 
 
+def test_a_caller_that_never_says_hello_is_sent_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.ingress.sockets.SILENCE_S", 0.05)
+
+    async def test(pair: _Pair) -> None:
+        gone: list[Connection] = []
+        await dial(
+            pair.sockets.new_address().address,
+            lambda: Connection(msgspec.msgpack.Decoder(TokenFrame), lambda *_: None, gone.append),
+        )
+        await _until(lambda: gone)
+
+    _run(tmp_path, test)
+
+
+def test_sockets_that_stop_end_streams_that_no_engine_has_spoken_in(tmp_path: Path) -> None:
+    async def test(pair: _Pair) -> None:
+        stream = TokenStream(num_choices=1, replica_id="r1")
+        pair.sockets.expect(pair.sockets.new_address().stream_id, stream)
+        pair.sockets.stop()
+        with pytest.raises(ReplicaLostError):
+            await stream.next()
+        assert pair.sockets.num_open == 0
+
+    _run(tmp_path, test)
+
+
 def test_the_end_of_an_ingress_aborts_its_streams(tmp_path: Path) -> None:
     async def test(pair: _Pair) -> None:
         address, stream = pair.open()
