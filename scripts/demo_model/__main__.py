@@ -1,28 +1,27 @@
 """Makes the demo model: `python -m scripts.demo_model --help`."""
 
 import argparse
-from itertools import islice
 from pathlib import Path
 
 import torch
 
-from .checkpoint import save_checkpoint
-from .corpus import Corpus
 from .evaluate import Checkpoint, count_demonstrations, judge
-from .report import plot_losses, write_readme
-from .tokenizer import save_tokenizer, train_tokenizer
-from .train import Recipe, train
+from .report import write_readme
+from .train import Recipe
+from .workshop import continue_checkpoint, make_checkpoint
 
-_TOKENIZER_SAMPLES = 20_000
 _NUM_DEMONSTRATIONS = 20
 
 
 def main() -> None:
     arguments = _parse()
-    torch.set_num_threads(arguments.threads)
-    if not arguments.only_evaluate:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        _make(arguments)
+    recipe = Recipe(seed=arguments.seed, num_steps=arguments.steps, minutes=arguments.minutes)
+    if arguments.more:
+        continue_checkpoint(arguments.out, recipe, num_processes=arguments.processes)
+    elif not arguments.only_evaluate:
+        make_checkpoint(
+            arguments.out, recipe, vocab_size=arguments.vocab, num_processes=arguments.processes
+        )
     _evaluate(arguments.out, arguments.seed)
 
 
@@ -34,24 +33,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=recipe.num_steps)
     parser.add_argument("--minutes", type=float, default=recipe.minutes, help="hard limit")
     parser.add_argument("--vocab", type=int, default=4800, help="learned pieces of the tokenizer")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="that train, one thread each")
+    parser.add_argument("--more", action="store_true", help="train what is there one leg more")
     parser.add_argument("--only-evaluate", action="store_true", help="train nothing")
     return parser.parse_args()
 
 
-def _make(arguments: argparse.Namespace) -> None:
-    samples = islice(Corpus(arguments.seed), _TOKENIZER_SAMPLES)
-    texts = (text for sample in samples for text in (sample.prompt, sample.answer))
-    tokenizer = train_tokenizer(texts, vocab_size=arguments.vocab)
-    save_tokenizer(tokenizer, arguments.out)
-    recipe = Recipe(seed=arguments.seed, num_steps=arguments.steps, minutes=arguments.minutes)
-    trained = train(tokenizer, recipe)
-    save_checkpoint(trained.model, arguments.out, trained.figures())
-    plot_losses(trained.losses, arguments.out / "loss.png")
-    print(trained.figures())
-
-
 def _evaluate(folder: Path, seed: int) -> None:
+    torch.set_num_threads(1)  # small matrices: threads only wait for each other
     checkpoint = Checkpoint(folder)
     verdicts = judge(checkpoint)
     for verdict in verdicts:

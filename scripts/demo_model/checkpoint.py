@@ -27,7 +27,7 @@ def save_checkpoint(model: Qwen2ForCausalLM, folder: Path, figures: dict[str, st
         {
             "architectures": ["Qwen2ForCausalLM"],
             "attention_dropout": 0.0,
-            "bos_token_id": config.pad_token_id,
+            "bos_token_id": config.bos_token_id,
             "eos_token_id": config.eos_token_id,
             "hidden_act": "silu",
             "hidden_size": config.hidden_size,
@@ -52,10 +52,10 @@ def save_checkpoint(model: Qwen2ForCausalLM, folder: Path, figures: dict[str, st
     _write(
         folder / "generation_config.json",
         {
-            "bos_token_id": config.pad_token_id,
+            "bos_token_id": config.bos_token_id,
             "do_sample": True,
-            "eos_token_id": [config.eos_token_id, config.pad_token_id],
-            "pad_token_id": config.pad_token_id,
+            "eos_token_id": [config.eos_token_id, config.bos_token_id],
+            "pad_token_id": config.bos_token_id,
             "repetition_penalty": 1.0,
             "temperature": 0.7,
             "top_k": 20,

@@ -99,7 +99,7 @@ class Corpus:
 
     def _fill(self, tongue: str, question: str) -> str:
         """Puts a word that changes nothing somewhere into the question."""
-        filler = self._rng.choice(self._phrasing["fillers"][tongue])
+        filler: str = self._rng.choice(self._phrasing["fillers"][tongue])
         if tongue == "en":
             words = question.split(" ")
             words.insert(self._rng.randrange(1, len(words) + 1), filler)

@@ -11,21 +11,25 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .team import Team
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
 
 
 class Muon(Optimizer):
-    """Steps matrices of one shape together."""
+    """Steps matrices of one shape together, each member of the team its share of them."""
 
     def __init__(
         self,
         params: Iterable[Tensor],
         *,
+        team: Team,
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
     ) -> None:
+        self._team = team
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -36,9 +40,23 @@ class Muon(Optimizer):
                 shapes[param.shape].append(param)
             for params in shapes.values():
                 updates = [self._momentum(param, group["momentum"]) for param in params]
-                for param, update in zip(params, orthogonalise(torch.stack(updates)), strict=True):
+                self._orthogonalise(updates)
+                for param, update in zip(params, updates, strict=True):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.add_(update, alpha=-group["lr"] * 0.2 * max(param.shape) ** 0.5)
+
+    def _orthogonalise(self, updates: list[Tensor]) -> None:
+        """In place: each member does its share, the others' are zero, and the sum has them all."""
+        mine = self._team.share(range(len(updates)))
+        results = dict(
+            zip(mine, orthogonalise(torch.stack([updates[i] for i in mine])), strict=True)
+        )
+        for index, update in enumerate(updates):
+            if index in results:
+                update.copy_(results[index])
+            else:
+                update.zero_()
+        self._team.sum(updates)
 
     def _momentum(self, param: Tensor, momentum: float) -> Tensor:
         assert param.grad is not None
