@@ -154,8 +154,10 @@ class Replica:
         """End the shards; open requests are lost."""
         if self._rebuild is not None:
             self._rebuild.cancel()
+        self._lose_calls()
         if self._group is not None:
             self._group.stop()
+            self._group = None
         self._progress.remove()
 
     async def _build(self) -> None:

@@ -105,7 +105,7 @@ class _World:
         """A call whose request has reached the shards."""
         num_sent = len(self.group.sent)
         items = self.replica.generate(_encode(generate_request(stream_id, [1])))
-        first = asyncio.create_task(anext(items))
+        first = asyncio.ensure_future(anext(items))
         await _until(lambda: len(self.group.sent) > num_sent)
 
         async def rest() -> AsyncIterator[bytes]:
@@ -182,7 +182,7 @@ def test_a_refusal_is_the_only_item() -> None:
 def test_a_caller_that_goes_away_drops_its_request(is_admitted: bool) -> None:
     async def test(world: _World) -> None:
         items = world.replica.generate(_encode(generate_request(5, [1])))
-        item = asyncio.create_task(anext(items))
+        item = asyncio.ensure_future(anext(items))
         await _until(lambda: world.group.sent)
         if is_admitted:
             world.group.hear(Admitted(5))
@@ -350,6 +350,24 @@ def test_totals_survive_a_rebuild_and_the_load_does_not() -> None:
         assert stats.load.num_steps_total == 4
         assert stats.num_rebuilds_total == 1
         assert stats.requests_total == {"stop": 1, "length": 1}
+
+    _run(test)
+
+
+def test_a_replica_that_stops_ends_its_open_calls_and_takes_no_more() -> None:
+    async def test(world: _World) -> None:
+        items = await world.call(1)
+        world.group.hear(Admitted(1))
+        await anext(items)
+        world.replica.stop()
+        (last,) = [item async for item in items]
+        summary = _decode_summary(last)
+        assert summary.error is not None
+        assert summary.error.code == "replica_lost"
+        (only,) = [i async for i in world.replica.generate(_encode(generate_request(2, [1])))]
+        verdict = _decode_verdict(only)
+        assert verdict.error is not None
+        assert verdict.error.code == "not_ready"
 
     _run(test)
 
