@@ -58,7 +58,9 @@ class Shard:
             replica_id=spec.replica_id,
             on_abort=lambda stream_id: self._inbox.put(Drop(stream_id)),
         )
-        self._control = ControlLink(spec.control_address, self._on_message, self._on_replica_lost)
+        self._control = ControlLink(
+            spec.control_address, self._on_message, self._on_replica_lost, self._on_broken
+        )
         threading.Thread(target=self._run, name=f"rank{spec.rank}", daemon=True).start()
 
     def watch(self) -> None:
@@ -128,7 +130,7 @@ class Shard:
     def _report_progress(self, phase: Any, num_bytes: int, num_total_bytes: int) -> None:
         self._control.send(ShardProgress(self._spec.rank, phase, num_bytes, num_total_bytes))
 
-    def _fail(self, exc: Exception) -> None:
+    def _fail(self, exc: BaseException) -> None:
         error = (
             exc if isinstance(exc, ShoalError) else InternalError(f"{type(exc).__name__}: {exc}")
         )
@@ -160,6 +162,10 @@ class Shard:
         lost = ErrorInfo(ReplicaLostError.code, "the replica is gone; try again", 1.0)
         self._streams.lose_all(lost)
         self._control.loop.call_soon(os._exit, 0)
+
+    def _on_broken(self, exc: BaseException) -> None:
+        self._fail(exc)
+        self._control.loop.call_soon(os._exit, 1)
 
     def _beat(self) -> None:
         self._streams.beat()

@@ -24,17 +24,28 @@ _decoder: msgspec.msgpack.Decoder[ReplicaMessage] = msgspec.msgpack.Decoder(Repl
 class ControlLink:
     """The shard's connection to its replica on an event loop of its own thread.
 
-    `on_message(message)` and `on_lost()` run on that loop.
+    `on_message(message)` and `on_lost()` run on that loop, and so does `on_broken(exc)` when
+    something that was called on the loop raised: tokens may be lost then, so the shard must not go
+    on as if nothing had happened.
     """
 
     def __init__(
-        self, address: str, on_message: Callable[[Any], None], on_lost: Callable[[], None]
+        self,
+        address: str,
+        on_message: Callable[[Any], None],
+        on_lost: Callable[[], None],
+        on_broken: Callable[[BaseException], None],
     ) -> None:
         self._address = address
         self._on_message = on_message
         self._on_lost = on_lost
         self._connection: Connection | None = None
         self.loop = asyncio.new_event_loop()
+        self.loop.set_exception_handler(
+            lambda _, context: on_broken(
+                context.get("exception") or RuntimeError(context["message"])
+            )
+        )
         self._thread = threading.Thread(target=self.loop.run_forever, name="io", daemon=True)
 
     def start(self, hello: msgspec.Struct, *, timeout_s: float = 10.0) -> None:

@@ -27,12 +27,13 @@ _decoder = msgspec.msgpack.Decoder(Abort)
 class _Link:
     """The way to one ingress process: frames wait in `queued` until it is dialled."""
 
-    __slots__ = ("connection", "key", "queued", "stream_ids")
+    __slots__ = ("connection", "key", "num_queued_bytes", "queued", "stream_ids")
 
     def __init__(self, key: tuple[str, bytes]) -> None:
         self.key = key
         self.connection: Connection | None = None
         self.queued: list[bytes] = []
+        self.num_queued_bytes = 0
         self.stream_ids: set[int] = set()
 
 
@@ -99,6 +100,9 @@ class TokenStreams:
         connection = link.connection
         if connection is None:
             link.queued.append(frame)
+            link.num_queued_bytes += len(frame)
+            if link.num_queued_bytes > MAX_BACKLOG_BYTES:  # a dial that hangs
+                self._drop(link)
             return
         if connection.backlog_bytes > MAX_BACKLOG_BYTES:
             connection.close()
@@ -115,6 +119,9 @@ class TokenStreams:
             connection = await dial(address, make)
         except (OSError, ValueError):
             self._drop(link)
+            return
+        if self._links.get(link.key) is not link:  # dropped meanwhile
+            connection.close()
             return
         connection.send(Hello(secret, self._replica_id))
         link.connection = connection

@@ -247,3 +247,24 @@ def test_a_reader_that_is_too_slow_is_dropped_and_its_streams_end(
         assert pair.aborted == [address.stream_id]
 
     _run(tmp_path, test)
+
+
+def test_frames_for_an_ingress_that_cannot_be_dialled_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.shards.streams.MAX_BACKLOG_BYTES", 100_000)
+
+    async def hang(*_: object) -> Connection:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("serve.shards.streams.dial", hang)
+
+    async def test(pair: _Pair) -> None:
+        address, _ = pair.open()
+        many = list(range(70_000, 80_000))
+        for start in range(10):
+            pair.streams.deliver([_delta(address, start, *many)], Load())
+        assert pair.aborted == [address.stream_id]
+
+    _run(tmp_path, test)
