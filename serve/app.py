@@ -221,6 +221,7 @@ def _group_maker(settings: ModelArgs, replica_id: str) -> Any:
                     secret=secret,
                     socket_dir=socket_dir,
                     host=host,
+                    log_level=settings.log_level,
                 )
                 for rank in range(size)
             ]

@@ -10,11 +10,14 @@ import sys
 
 
 def configure_logs(level: str) -> None:
-    """Send `shoal.*` from `level` ("debug" to "error") on to standard error."""
+    """Send `shoal.*` from `level` ("debug" to "error") on to the process's own standard error.
+
+    Not to `sys.stderr`, which Serve replaces by a log of its own that keeps 1,000 lines back.
+    """
     root = logging.getLogger("shoal")
     root.setLevel(level.upper())
     root.propagate = False
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = logging.StreamHandler(sys.__stderr__)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)

@@ -182,10 +182,14 @@ class Replica:
         self._progress.ready()
         root = group.ready[0]
         logger.info(
-            "%s is ready: %d blocks, %s",
+            "%s is ready: %d KV blocks; %s; %s",
             self._replica_id,
             root.num_total_blocks,
             ", ".join(f"{name} {seconds:.1f} s" for name, seconds in root.phases_s.items()),
+            ", ".join(
+                f"rank {rank} read {ready.num_read_bytes / 1e6:.1f} MB of the checkpoint"
+                for rank, ready in sorted(group.ready.items())
+            ),
         )
 
     def _on_message(self, message: Any) -> None:

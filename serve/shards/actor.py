@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from serve.errors import ErrorInfo, InternalError, ReplicaLostError, ShoalError
+from serve.logs import configure_logs
 from serve.messages import (
     Add,
     Drop,
@@ -49,6 +50,7 @@ class Shard:
     """
 
     def __init__(self, spec: ShardSpec) -> None:
+        configure_logs(spec.log_level)
         self._spec = spec
         self._inbox: Inbox[Add | Drop] = Inbox()
         self._peers: str | None = None

@@ -25,3 +25,4 @@ class ShardSpec:
     secret: bytes
     socket_dir: str
     host: str = "127.0.0.1"
+    log_level: str = "info"

@@ -31,9 +31,9 @@ def test_ingress_and_replicas_hold_no_torch_and_stay_small(shoal: Running) -> No
         shoal.serve_actor("Replica", "model-demo"),
         shoal.serve_actor("Replica", "model-random"),
     ]
-    session = json.loads((shoal.folder / "r/session_latest/address.json").read_text())
+    (port,) = (shoal.folder / "r/session_latest").glob("gcs_server_port_*")
     answer = subprocess.run(
-        [sys.executable, "-c", _ASK, session["gcs_address"], *names],
+        [sys.executable, "-c", _ASK, f"127.0.0.1:{port.read_text()}", *names],
         env={
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -50,6 +50,18 @@ def test_ingress_and_replicas_hold_no_torch_and_stay_small(shoal: Running) -> No
     pids = shoal.actors()
     for name in names:
         assert psutil.Process(pids[name]).memory_info().rss <= MAX_RSS_BYTES, name
+
+
+def test_logs_tell_what_each_shard_read_of_its_checkpoint(shoal: Running) -> None:
+    logs = subprocess.run(
+        [sys.executable, "-m", "cluster", "logs", "--name", shoal.name, "-n", "1000"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=True,
+    )
+    assert "rank 0 read 4.4 MB of the checkpoint, rank 1 read 4.4 MB" in logs.stdout
 
 
 def test_actors_are_named_model_replica_rank(shoal: Running) -> None:
