@@ -38,6 +38,7 @@ def test_ingress_and_replicas_hold_no_torch_and_stay_small(shoal: Running) -> No
             **os.environ,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(shoal.folder / "token"),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the run's Ray is on loopback
         },
         capture_output=True,
         text=True,
