@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -172,8 +171,3 @@ class Shard:
     def _beat(self) -> None:
         self._streams.beat()
         self._control.loop.call_later(HEARTBEAT_S, self._beat)
-
-
-def random_secret() -> bytes:
-    """What both sides of a group's private sockets prove, 32 bytes."""
-    return secrets.token_bytes(32)
