@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from cluster.local.folder import runs_path
+from cluster.local.ports import find_free_ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,7 @@ def _short_name(process: psutil.Process) -> str:
 
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return find_free_ports(1)[0]
 
 
 @contextlib.contextmanager
@@ -100,7 +99,7 @@ def run_shoal(name: str, models: str) -> Iterator[ShoalRun]:
         config.write_text(f"http: {{port: {port}}}\nmodels:\n{models}")
         subprocess.run([*command, "up", str(config), "--name", name, "--detach"], check=True)
     try:
-        yield ShoalRun(name, port, Path(f"/tmp/shoal-{os.getuid()}") / name)
+        yield ShoalRun(name, port, runs_path() / name)
     finally:
         subprocess.run([*command, "down", "--name", name], check=True)
 

@@ -10,16 +10,15 @@ Memory is the proportional set size of every process, once the answer is there.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from cluster.local.folder import runs_path
 from scripts.bench.shoal_run import ShoalRun, free_port, machine, memory_bytes, write_results
 
 LIMIT_S = 15.0
@@ -46,7 +45,7 @@ def _start_once() -> dict[str, Any]:
                 break
         assert process.stdout.read(len("Shoal  ") + 1), "no answer came"
         first_token_s = time.monotonic() - began
-        run = ShoalRun(name, port, Path(f"/tmp/shoal-{os.getuid()}") / name)
+        run = ShoalRun(name, port, runs_path() / name)
         while "API and page" not in (line := process.stdout.readline()):
             assert line, "the command ended before it said where it serves"
         memory = memory_bytes(run.processes())

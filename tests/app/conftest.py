@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from cluster.local.folder import runs_path
+from cluster.local.ports import find_free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 240.0
@@ -96,13 +98,6 @@ class Running:
             assert elapsed < timeout_s, answer.text
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _write_config(folder: Path, port: int) -> Path:
     from serve.testing.checkpoints import add_demo_tokenizer, make_checkpoint
 
@@ -130,7 +125,7 @@ models:
 def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A Shoal with three models, ended after the last test."""
     folder = tmp_path_factory.mktemp("app")
-    port, name = _free_port(), f"t{os.getpid()}"
+    port, name = find_free_ports(1)[0], f"t{os.getpid()}"
     command = [sys.executable, "-m", "cluster"]
     config = _write_config(folder, port)
     up = subprocess.run(
@@ -143,8 +138,7 @@ def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     )
     assert up.returncode == 0, up.stdout + up.stderr
     try:
-        runs = Path(f"/tmp/shoal-{os.getuid()}") / name
-        yield Running(name, port, runs, folder / "random")
+        yield Running(name, port, runs_path() / name, folder / "random")
     finally:
         subprocess.run([*command, "down", "--name", name], timeout=120, cwd=REPOSITORY, check=True)
 
