@@ -11,6 +11,10 @@ from typing import Any
 from serve.config import HardwareConfig, ModelConfig, ShoalConfig
 
 INGRESS_APPLICATION = "shoal"
+# A share that lets two copies and their successors fit beside the replica of an engine pod.
+INGRESS_CPUS = 0.25
+_ELSEWHERE = {"preset", "repository", "revision", "replicas"}
+_HARDWARE_OF_SHARDS = {"name", "device", "threads_per_shard"}
 
 
 def serve_applications(config: ShoalConfig) -> dict[str, Any]:
@@ -45,7 +49,8 @@ def _model_application(
         "ray_actor_options": {"num_cpus": 1},
         "placement_group_bundles": placement_bundles(model, hardware),
         "placement_group_strategy": "STRICT_PACK",
-        "max_surge_percent": 100,
+        # Without room for a second copy its start would wait for ever: stop the first one then.
+        "max_surge_percent": 100 if hardware.has_spare else 0,
         **_counts(model),
     }
     return {
@@ -53,12 +58,17 @@ def _model_application(
         "route_prefix": None,
         "import_path": "serve.app:build_model",
         "args": {
-            "model": model.model_dump(mode="json", exclude={"replicas"}),
-            "hardware": hardware.model_dump(mode="json"),
+            "model": _model_args(model),
+            "hardware": hardware.model_dump(mode="json", include=_HARDWARE_OF_SHARDS),
             "log_level": config.log_level,
         },
         "deployments": [deployment],
     }
+
+
+def _model_args(model: ModelConfig) -> dict[str, Any]:
+    """What was written or resolved: a default that nobody chose is the version's own."""
+    return model.model_dump(mode="json", exclude_unset=True, exclude=_ELSEWHERE)
 
 
 def _counts(model: ModelConfig) -> dict[str, Any]:
@@ -85,10 +95,8 @@ def _ingress_application(config: ShoalConfig) -> dict[str, Any]:
         "route_prefix": "/",
         "import_path": "serve.app:build_ingress",
         "args": {
-            "http": config.http.model_dump(mode="json"),
-            "models": [
-                model.model_dump(mode="json", exclude={"replicas"}) for model in config.models
-            ],
+            "http": config.http.model_dump(mode="json", exclude_unset=True),
+            "models": [_model_args(model) for model in config.models],
             "log_level": config.log_level,
         },
         "deployments": [
@@ -97,7 +105,7 @@ def _ingress_application(config: ShoalConfig) -> dict[str, Any]:
                 "num_replicas": config.ingress_copies,
                 "graceful_shutdown_timeout_s": longest_s,
                 "graceful_shutdown_wait_loop_s": 0.5,
-                "ray_actor_options": {"num_cpus": 1},
+                "ray_actor_options": {"num_cpus": INGRESS_CPUS},
                 "max_surge_percent": 100,
             }
         ],

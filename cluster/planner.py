@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.catalog import ModelShape, legal_tensor_parallel_sizes, stretch_with_yarn
+from serve.catalog import ModelShape, legal_tensor_parallel_sizes, shape_for_length
 from serve.checkpoint import inspect_checkpoint
 from serve.config import Dtype, HardwareConfig, ModelConfig, ShoalConfig
 
@@ -75,6 +75,7 @@ def _resolve_model(model: ModelConfig, hardware: HardwareConfig, machine: Machin
             "path": model.path.resolve() if model.path else None,
             "tensor_parallel": _tensor_parallel(model, shape, hardware),
             "dtype": _dtype(model, hardware, machine),
+            "yarn": _yarn(model, shape),
             "max_model_len": _max_model_len(model, shape),
         }
     )
@@ -84,7 +85,7 @@ def _shape_of(model: ModelConfig) -> ModelShape | None:
     if model.path is None:
         return None
     shape = inspect_checkpoint(Path(model.path)).shape
-    return stretch_with_yarn(shape) if model.yarn else shape
+    return shape_for_length(shape, yarn=model.yarn, max_model_len=model.max_model_len)
 
 
 def _tensor_parallel(model: ModelConfig, shape: ModelShape | None, hardware: HardwareConfig) -> int:
@@ -99,6 +100,12 @@ def _dtype(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> Dt
     if model.dtype != "auto":
         return model.dtype
     return "bfloat16" if hardware.device == "cuda" or machine.has_bfloat16 else "float32"
+
+
+def _yarn(model: ModelConfig, shape: ModelShape | None) -> bool:
+    if model.yarn != "auto":
+        return model.yarn
+    return shape is not None and shape.yarn is not None
 
 
 def _max_model_len(model: ModelConfig, shape: ModelShape | None) -> int:

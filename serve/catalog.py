@@ -159,6 +159,29 @@ def tensor_parallel_problem(shape: ModelShape, size: int) -> str | None:
     return f"tensor_parallel must be one of {legal}, got {size}: {'; '.join(faults)}"
 
 
+def is_stretchable(shape: ModelShape) -> bool:
+    """Whether the family publishes a YaRN setting for this size that is not configured yet."""
+    return (
+        shape.yarn is None
+        and shape.num_non_embedding_params >= _YARN_MIN_PARAMS
+        and shape.max_positions == _YARN_ORIGINAL_POSITIONS
+    )
+
+
+def shape_for_length(
+    shape: ModelShape, *, yarn: bool | str, max_model_len: int | str
+) -> ModelShape:
+    """The shape to serve: stretched where `yarn` is true, or "auto" and the length asks for it.
+
+    Raises:
+        ConfigurationError: `yarn` is true and the model does not stretch.
+    """
+    if yarn == "auto":
+        is_longer = isinstance(max_model_len, int) and max_model_len > shape.max_positions
+        return stretch_with_yarn(shape) if is_longer and is_stretchable(shape) else shape
+    return stretch_with_yarn(shape) if yarn else shape
+
+
 def stretch_with_yarn(shape: ModelShape) -> ModelShape:
     """The shape with the YaRN setting that the Qwen2.5 family publishes: 4 x 32,768 positions.
 

@@ -26,10 +26,19 @@ class Section(BaseModel):
 class HttpConfig(Section):
     """Where the API and the page are served."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; loopback only, until keys.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on; beyond loopback only with keys or allow_anonymous.",
+    )
     port: int = Field(8080, ge=1, le=65535, description="TCP port of the API and the page.")
     max_body_bytes: int = Field(
         4 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
+    )
+    keys_file: Path | None = Field(
+        None, description="File of hashed API keys; with one, every request needs a key."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Serve beyond loopback without keys, to anyone who can reach it."
     )
 
 
@@ -103,6 +112,12 @@ class ModelConfig(Section):
     path: Path | None = Field(
         None, description="Folder with config.json, tokenizer.json and *.safetensors."
     )
+    repository: str | None = Field(
+        None, description="Where a hub has the weights, as `Qwen/Qwen2.5-7B-Instruct`."
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of `repository`; default: its main branch."
+    )
     is_default: bool = Field(
         False, description="Answer requests that name no model (one model of several)."
     )
@@ -115,8 +130,9 @@ class ModelConfig(Section):
     max_model_len: Annotated[int, Field(ge=16)] | Auto = Field(
         "auto", description="Prompt plus answer, in tokens; auto: the checkpoint's positions."
     )
-    yarn: bool = Field(
-        False, description="Stretch the positions by YaRN as the checkpoint's family allows."
+    yarn: bool | Auto = Field(
+        "auto",
+        description="Stretch the positions by YaRN; auto: where max_model_len is beyond them.",
     )
     max_answer_tokens: int = Field(
         8192, ge=1, description="Largest max_tokens that a request may ask for."
@@ -140,14 +156,46 @@ class ModelConfig(Section):
         return "model-" + re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
+class TolerationConfig(Section):
+    """A taint that engine pods accept, in the words of Kubernetes."""
+
+    key: str | None = Field(None, description="Key of the taint; none: every key.")
+    operator: Literal["Exists", "Equal"] = Field("Exists", description="How it is compared.")
+    value: str | None = Field(None, description="Value of the taint, with Equal.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="Effect of the taint; none: every effect."
+    )
+
+
+class PodConfig(Section):
+    """What one engine pod, which holds one replica, asks of Kubernetes. Unused elsewhere."""
+
+    cpu: str | None = Field(None, description="CPU that a pod requests, as `4` or `500m`.")
+    memory: str | None = Field(None, description="Memory that a pod requests and is held to.")
+    shm: str | None = Field(None, description="Size of /dev/shm, which counts as memory.")
+    node_selector: dict[str, str] = Field({}, description="Labels that its node must have.")
+    tolerations: tuple[TolerationConfig, ...] = Field((), description="Taints that it accepts.")
+    runtime_class: str | None = Field(None, description="RuntimeClass, as `nvidia`.")
+
+
 class HardwareConfig(Section):
     """What shards run on."""
 
     name: str = Field("cpu", description="Name of the preset in configs/hardware.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where shards compute.")
+    gpu: str | None = Field(None, description="Name of the GPU in configs/gpus.yaml.")
+    gpus_per_node: int = Field(0, ge=0, le=64, description="GPUs of one machine.")
     threads_per_shard: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="CPU threads of a shard; auto: cores / shards, at least 1."
     )
+    has_spare: bool = Field(
+        True, description="A second copy fits beside the first one while an update rolls out."
+    )
+    upgrade: Literal["None", "NewCluster", "Incremental"] = Field(
+        "None", description="What KubeRay does when pods change: see the README's upgrade table."
+    )
+    env: dict[str, str] = Field({}, description="Environment variables of every shard.")
+    pod: PodConfig = Field(PodConfig(), description="What an engine pod asks of Kubernetes.")
 
 
 class ShoalConfig(Section):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from serve.catalog import ModelShape, stretch_with_yarn, tensor_parallel_problem
+from serve.catalog import ModelShape, shape_for_length, tensor_parallel_problem
 from serve.checkpoint import inspect_checkpoint
 from serve.errors import CheckpointError, ConfigurationError
 
@@ -107,13 +107,13 @@ def _check_shape(
         if reason is not None:
             message = reason.removeprefix("tensor_parallel ")
             yield _problem(document, (*path, "tensor_parallel"), message)
-    if entry.get("yarn") is True:
+    length, yarn = entry.get("max_model_len"), entry.get("yarn", "auto")
+    if yarn == "auto" or type(yarn) is bool:
         try:
-            shape = stretch_with_yarn(shape)
+            shape = shape_for_length(shape, yarn=yarn, max_model_len=length or "auto")
         except ConfigurationError as exc:
             yield _problem(document, (*path, "yarn"), exc.message.removeprefix("yarn: true "))
             return
-    length = entry.get("max_model_len")
     if type(length) is int and length > shape.max_positions:
         yield _problem(
             document,

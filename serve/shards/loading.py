@@ -203,7 +203,7 @@ def _load_runner(
         eos_token_ids=read_eos_token_ids(folder),
         kv_cache_tokens=None if limits.kv_cache_tokens == "auto" else limits.kv_cache_tokens,
         max_model_len=model.max_model_len,
-        yarn=model.yarn,
+        yarn=model.yarn is True,
         on_progress=lambda num_bytes, num_total: on_progress("weights", num_bytes, num_total),
     )
     facts = {

@@ -53,7 +53,12 @@ def test_model_that_cannot_be_halved_stays_whole(make_model: MakeModel) -> None:
 
 def test_what_is_said_stays_said(make_model: MakeModel) -> None:
     written = ModelConfig(
-        path=make_model(), name="x", tensor_parallel=4, dtype="bfloat16", max_model_len=64
+        path=make_model(),
+        name="x",
+        tensor_parallel=4,
+        dtype="bfloat16",
+        max_model_len=64,
+        yarn=False,
     )
     (model,) = plan(LAPTOP, written).models
     assert model == written
