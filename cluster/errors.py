@@ -6,6 +6,8 @@ what is wrong, the hint what to do about it::
     CommandError                 1  it failed
     +-- StartError               1  Ray, Serve or a model did not come up
     +-- LostError                1  a part of a running Shoal is gone
+    +-- ClusterError             1  Kubernetes or Helm refused, or did not answer
+    |   +-- ForbiddenError       1  RBAC refused; the hint holds the missing rule
     +-- InterruptedStartError  130  Ctrl-C before it was ready
     +-- UsageError               2  the command line or the configuration cannot be used
     +-- AlreadyRunningError      3  a Shoal of that name runs
@@ -34,6 +36,14 @@ class StartError(CommandError):
 
 class LostError(CommandError):
     """A part of a running Shoal is gone."""
+
+
+class ClusterError(CommandError):
+    """Kubernetes or Helm refused, or did not answer."""
+
+
+class ForbiddenError(ClusterError):
+    """RBAC refused; the hint holds the missing rule as YAML."""
 
 
 class InterruptedStartError(CommandError):
