@@ -7,6 +7,7 @@ the planner, which returns a new object without "auto" in it.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -40,6 +41,25 @@ class HttpConfig(Section):
     allow_anonymous: bool = Field(
         False, description="Serve beyond loopback without keys, to anyone who can reach it."
     )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the host."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _check_access(self) -> HttpConfig:
+        if self.allow_anonymous and self.keys_file is not None:
+            raise ValueError(
+                "allow_anonymous and keys_file exclude each other: with keys, every"
+                " request needs one"
+            )
+        return self
 
 
 class ReplicasConfig(Section):

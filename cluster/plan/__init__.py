@@ -38,14 +38,16 @@ class Options:
     """What the command line says over the file: None where it says nothing."""
 
     model: str | None = None
+    host: str | None = None
     port: int | None = None
+    allow_anonymous: bool | None = None
     replicas: int | None = None
 
 
 def load_config(path: Path | None, *, options: Options = Options()) -> ShoalConfig:
     """The configuration of a file (None: the demo model), presets merged, options applied.
 
-    Relative model folders are relative to the file that names them.
+    Relative model folders and keys files are relative to the file that names them.
 
     Raises:
         ConfigurationError: every problem, a line each, as `file:line: key: message`.
@@ -53,6 +55,7 @@ def load_config(path: Path | None, *, options: Options = Options()) -> ShoalConf
     document = Document({}, {}, _NO_FILE) if path is None else read_document(path)
     problems = document.problems
     if not problems or document.values:
+        _place_keys_file(document, folder=path.parent if path else Path())
         _apply_options(document, options, has_file=path is not None)
         problems += _merge_hardware(document)
         problems += _merge_models(document, folder=path.parent if path else Path())
@@ -74,13 +77,25 @@ def _apply_options(document: Document, options: Options, *, has_file: bool) -> N
         key = "path" if is_folder and not is_preset else "preset"
         value = str(Path(model).expanduser().resolve()) if key == "path" else model
         document.put(("models",), [{key: value}], place=place)
-    if options.port is not None:
-        document.put(("http", "port"), options.port, place=Place("--port"))
+    for key in ("host", "port", "allow_anonymous"):
+        value = getattr(options, key)
+        if value is not None:
+            place = Place("--" + key.replace("_", "-"))
+            document.put(("http", key), value, place=place)
     if options.replicas is not None:
         entries = document.values.get("models")
         for index in range(len(entries) if isinstance(entries, list) else 0):
             bounds = {"min": options.replicas, "max": options.replicas}
             document.put(("models", index, "replicas"), bounds, place=Place("--replicas"))
+
+
+def _place_keys_file(document: Document, *, folder: Path) -> None:
+    """Make the path absolute, symbolic links as they are: Kubernetes swaps a Secret's link."""
+    http = document.values.get("http")
+    written = http.get("keys_file") if isinstance(http, dict) else None
+    if isinstance(written, str):
+        path = (folder / Path(written).expanduser()).absolute()
+        _replace(document, ("http", "keys_file"), str(path))
 
 
 def _merge_hardware(document: Document) -> list[Problem]:

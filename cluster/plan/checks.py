@@ -6,6 +6,8 @@ and is silent where that value's type is wrong, so that all problems of a file a
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from serve.errors import CheckpointError, ConfigurationError
 from .document import Document, KeyPath, Problem, render_path
 from .presets import preset_names
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
+_HOST_NAME = re.compile(r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?)+")
 
 
 def check_values(document: Document) -> list[Problem]:
@@ -40,13 +42,24 @@ def _problem(document: Document, path: KeyPath, message: str) -> Problem:
 
 def _check_host(document: Document) -> Iterator[Problem]:
     http = document.values.get("http")
-    host = http.get("host", "127.0.0.1") if isinstance(http, dict) else "127.0.0.1"
-    if isinstance(host, str) and host not in LOOPBACK_HOSTS:
+    host = http.get("host") if isinstance(http, dict) else None
+    if isinstance(host, str) and not is_host(host):
         yield _problem(
             document,
             ("http", "host"),
-            f"must be one of {', '.join(LOOPBACK_HOSTS)} until there are API keys, got {host!r}",
+            "must be an address of this machine (127.0.0.1, 0.0.0.0 for all of them) or its name,"
+            f" got {host!r}",
         )
+
+
+def is_host(text: str) -> bool:
+    """Whether `text` is an IP address, without brackets, or can be the name of a machine."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        is_dotted_number = re.fullmatch(r"[0-9.]*", text) is not None
+        return not is_dotted_number and _HOST_NAME.fullmatch(text) is not None
+    return True
 
 
 def _check_names(document: Document) -> Iterator[Problem]:

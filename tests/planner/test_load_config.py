@@ -32,7 +32,7 @@ def test_every_mistake_of_a_file_is_told_at_once_with_its_line(
     path = write(
         tmp_path,
         f"""http:
-  host: 0.0.0.0
+  host: 300.0.0.1
   port: 99999
   prot: 1
 models:
@@ -48,7 +48,7 @@ ingress_copies: many
 """,
     )
     expected = [
-        (2, "http.host", "must be one of 127.0.0.1, localhost until"),
+        (2, "http.host", "must be an address of this machine (127.0.0.1, 0.0.0.0 for all of them)"),
         (3, "http.port", "less than or equal to 65535, got 99999"),
         (4, "http.prot", "unknown key, did you mean 'port'?"),
         (6, "models[0].preset", "no preset named 'dmo', did you mean 'demo'?"),
@@ -169,3 +169,30 @@ def test_demo_is_served_when_nothing_is_said() -> None:
 def test_seven_sizes_and_the_demo_have_presets() -> None:
     sizes = ("0.5b", "1.5b", "14b", "32b", "3b", "72b", "7b")
     assert preset_names("models") == ["demo", *(f"qwen2.5-{size}-instruct" for size in sizes)]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "192.168.1.5", "gpu-box.example.org"])
+def test_any_address_or_name_can_be_listened_on(host: str) -> None:
+    assert load_config(None, options=Options(host=host)).http.host == host
+
+
+@pytest.mark.parametrize("host", ["", "1.2.3", "1.2.3.4:80", "[::1]", "a b", "-a", "*", "a_b"])
+def test_what_cannot_be_a_host_is_refused(host: str) -> None:
+    (found,) = problems(None, host=host)
+    assert found.startswith("--host: http.host: must be an address of this machine")
+    assert found.endswith(f"got {host!r}")
+
+
+def test_keys_file_is_relative_to_the_file_and_links_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("")
+    (tmp_path / "link").symlink_to("real")
+    text = "models: [{preset: demo}]\nhttp: {keys_file: link}\n"
+    assert load_config(write(tmp_path, text)).http.keys_file == tmp_path / "link"
+
+
+def test_keys_and_anonymous_exclude_each_other(tmp_path: Path) -> None:
+    text = "models: [{preset: demo}]\nhttp: {keys_file: k, allow_anonymous: true}\n"
+    path = write(tmp_path, text)
+    (found,) = problems(path)
+    assert found.startswith(f"{path}:2: http: ")
+    assert "exclude each other" in found
