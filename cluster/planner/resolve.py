@@ -7,35 +7,17 @@ only the shard knows what is left once its weights are loaded.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from serve.catalog import ModelShape, legal_tensor_parallel_sizes, shape_for_length
 from serve.checkpoint import inspect_checkpoint
 from serve.config import Dtype, HardwareConfig, ModelConfig, ShoalConfig
 
+from .machine import Machine
+
 _CPU_TENSOR_PARALLEL = 2
 _FEW_CORES = 4
 _STAND_IN_POSITIONS = 32_768
-_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What the plan depends on."""
-
-    num_cores: int
-    has_bfloat16: bool
-
-    @classmethod
-    def detect(cls) -> Machine:
-        """This machine, as far as this process may use it."""
-        if hasattr(os, "sched_getaffinity"):
-            num_cores = len(os.sched_getaffinity(0))
-        else:
-            num_cores = os.cpu_count() or 1
-        return cls(num_cores, has_bfloat16=bool(_BFLOAT16_FLAGS & _cpu_flags()))
 
 
 def resolve(config: ShoalConfig, machine: Machine) -> ShoalConfig:
@@ -117,15 +99,3 @@ def _max_model_len(model: ModelConfig, shape: ModelShape | None) -> int:
 def _num_shards(model: ModelConfig) -> int:
     assert isinstance(model.tensor_parallel, int)
     return model.tensor_parallel * model.replicas.min
-
-
-def _cpu_flags() -> frozenset[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
