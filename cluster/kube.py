@@ -20,13 +20,12 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import ClusterError, ForbiddenError, UsageError
-from cluster.permissions import Permission, missing_rules
+from cluster.errors import ClusterError, UsageError
+from cluster.permissions import Permission, forbidden
 
 Manifest = dict[str, Any]
 _TIMEOUT_S = 15.0
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)" in API group "([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,14 +315,8 @@ def _refused(status: int, body: str, namespace: str) -> ClusterError:
         return ClusterError(
             f"somebody else changed it at the same time: {message}", hint="Run the command again."
         )
-    found = _FORBIDDEN.search(message)
-    if status == 403 and found is not None:
-        scope = namespace if "in the namespace" in message else ""
-        permission = Permission(found[1], found[3], found[2], scope)
-        return ForbiddenError(
-            f"not allowed: {message}",
-            hint=f"Ask an administrator for:\n{missing_rules([permission])}",
-        )
+    if status == 403 and (refusal := forbidden(message, namespace=namespace)) is not None:
+        return refusal
     return ClusterError(f"Kubernetes refused: {message}")
 
 

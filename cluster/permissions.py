@@ -6,10 +6,14 @@ an administrator can apply as it is, never only as "forbidden".
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import yaml
 
+from cluster.errors import ForbiddenError
+
+_FORBIDDEN = re.compile(r'cannot (\S+) resource "([^"]+)" in API group "([^"]*)"')
 ROLE = "shoal-user"
 
 
@@ -50,4 +54,17 @@ def missing_rules(permissions: list[Permission]) -> str:
     return "---\n".join(
         yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=100)
         for document in documents
+    )
+
+
+def forbidden(message: str, *, namespace: str) -> ForbiddenError | None:
+    """The error for the server's own words of a refusal; None if `message` is something else."""
+    found = _FORBIDDEN.search(message)
+    if found is None:
+        return None
+    scope = namespace if "in the namespace" in message else ""
+    permission = Permission(found[1], found[3], found[2], scope)
+    return ForbiddenError(
+        f"not allowed: {message}",
+        hint=f"Ask an administrator for:\n{missing_rules([permission])}",
     )
