@@ -1,0 +1,64 @@
+"""Fixtures of the real API server (levels L2 and L3 of the tests), for every folder of tests.
+
+One server serves the whole session, and each test has a namespace of its own in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.control_plane import (
+    ApiServer,
+    Nodes,
+    ToolMissingError,
+    find_crds,
+    find_tool,
+    install_crds,
+)
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[ApiServer]:
+    """etcd and kube-apiserver with the CRDs that the chart uses."""
+    try:
+        crds = find_crds()
+        with (
+            tempfile.TemporaryDirectory(prefix="shoal-api-") as folder,
+            ApiServer(Path(folder)) as server,
+        ):
+            install_crds(server.api, crds)
+            yield server
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def scheduler(api_server: ApiServer) -> Nodes:
+    """kube-scheduler and kwok beside the API server, with no nodes yet."""
+    try:
+        return Nodes(api_server)
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def helm_binary() -> Path:
+    """The Helm 3 command."""
+    try:
+        return find_tool("helm")
+    except ToolMissingError as error:
+        pytest.skip(str(error))
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def namespace(api_server: ApiServer) -> str:
+    """A fresh namespace that enforces restricted pod security."""
+    return api_server.create_namespace(f"test-{next(_numbers)}")
