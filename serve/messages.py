@@ -186,6 +186,13 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     num_steps_total: int = 0
 
 
+class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the plan expects of one replica: speed by batch size, all sequences of it together."""
+
+    decode_tokens_per_s: dict[str, float]
+    ttft_s: float
+
+
 class ReplicaStats(msgspec.Struct, frozen=True, array_like=True):
     """What a replica says of itself for `/metrics`; its totals survive a rebuild of its shards."""
 
@@ -195,6 +202,7 @@ class ReplicaStats(msgspec.Struct, frozen=True, array_like=True):
     load: Load
     num_rebuilds_total: int = 0
     requests_total: dict[str, int] = {}  # by finish reason
+    prediction: Prediction | None = None
 
 
 class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
@@ -291,13 +299,19 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=14):
 
 
 class Summary(msgspec.Struct, frozen=True, array_like=True, tag=15):
-    """A request is over, second item of the Serve call: one finish reason a choice."""
+    """A request is over, second item of the Serve call: one finish reason a choice.
+
+    Times count from the engine's admission; `ttft_s` is None where this attempt made no first
+    token (a migrated request's came from an earlier one).
+    """
 
     stream_id: int
     finish_reasons: list[FinishReason]
     num_prompt_tokens: int
     num_completion_tokens: int
     error: ErrorInfo | None = None
+    duration_s: float = 0.0
+    ttft_s: float | None = None
 
 
 class LoadReport(msgspec.Struct, frozen=True, array_like=True, tag=16):

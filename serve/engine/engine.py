@@ -51,11 +51,23 @@ class StepResult:
 class _Request:
     """An admitted request until its last choice ends."""
 
-    __slots__ = ("error", "finish_reasons", "num_prompt_tokens", "num_unfinished", "sequences")
+    __slots__ = (
+        "admitted_s",
+        "error",
+        "finish_reasons",
+        "num_prompt_tokens",
+        "num_unfinished",
+        "sequences",
+        "ttft_s",
+    )
 
-    def __init__(self, sequences: list[Sequence], num_prompt_tokens: int) -> None:
+    def __init__(
+        self, sequences: list[Sequence], num_prompt_tokens: int, *, admitted_s: float
+    ) -> None:
         self.sequences = sequences
         self.num_prompt_tokens = num_prompt_tokens
+        self.admitted_s = admitted_s
+        self.ttft_s: float | None = None
         self.num_unfinished = len(sequences)
         self.finish_reasons: list[FinishReason] = ["abort"] * len(sequences)
         self.error: ErrorInfo | None = None
@@ -100,7 +112,7 @@ class Engine:
         if unfinished:
             self._admission.check_bounds(self._scheduler, unfinished)
         num_prompt_tokens = sum(len(prompt.token_ids) for prompt in request.prompts)
-        self._requests[stream_id] = _Request(sequences, num_prompt_tokens)
+        self._requests[stream_id] = _Request(sequences, num_prompt_tokens, admitted_s=self._clock())
         for sequence, reason in zip(sequences, reasons, strict=True):
             if reason is None:
                 self._scheduler.add(sequence)
@@ -190,11 +202,14 @@ class Engine:
 
     def _tell(self, sequence: Sequence, token: SampledToken, reason: FinishReason | None) -> None:
         logprobs = None if token.logprobs is None else [token.logprobs]
+        position = sequence.num_output_tokens - 1
+        if position == 0:
+            self._note_first_token(self._requests[sequence.stream_id])
         self._result.deltas.append(
             TokenDelta(
                 sequence.stream_id,
                 sequence.index,
-                sequence.num_output_tokens - 1,
+                position,
                 [token.token_id],
                 logprobs,
                 reason,
@@ -202,6 +217,10 @@ class Engine:
         )
         if reason is not None:
             self._finish(sequence, reason, None)
+
+    def _note_first_token(self, request: _Request) -> None:
+        if request.ttft_s is None:
+            request.ttft_s = self._clock() - request.admitted_s
 
     def _end(
         self, sequence: Sequence, reason: FinishReason, error: ErrorInfo | None = None
@@ -232,6 +251,8 @@ class Engine:
                     request.num_prompt_tokens,
                     sum(one.num_output_tokens for one in request.sequences),
                     request.error,
+                    self._clock() - request.admitted_s,
+                    request.ttft_s,
                 )
             )
 

@@ -1,15 +1,15 @@
 """What a request gets from the engine: its tokens, in order, and one end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 
 from serve.engine.engine import Engine
 from serve.errors import ErrorInfo
-from serve.messages import NewSequence, SampledToken
+from serve.messages import NewSequence, SampledToken, StepInput, StepOutput
 from serve.testing.drive import Receiver, generate_request, run
-from serve.testing.slot_runner import SlotRunner, hash_tokens
+from serve.testing.slot_runner import SlotRunner, choose_by_hash, hash_tokens
 from serve.testing.stand_in import StandInRunner
 
 MakeEngine = Callable[..., Engine]
@@ -23,6 +23,31 @@ def test_answer_ends_at_max_tokens_with_length(make_engine: MakeEngine) -> None:
     assert choice.finish_reason == "length"
     assert receiver.summaries[1].num_prompt_tokens == 3
     assert receiver.summaries[1].num_completion_tokens == 6
+
+
+def test_a_summary_tells_when_the_first_token_came_and_how_long_it_took(
+    make_engine: MakeEngine,
+) -> None:
+    now_s = 0.0
+
+    class Slow(SlotRunner):
+        def execute(self, step: StepInput, masks: Mapping[int, np.ndarray]) -> StepOutput:
+            nonlocal now_s
+            now_s += 1.0
+            return super().execute(step, masks)
+
+    engine = make_engine(runner=Slow(64, 4, choose_by_hash), clock=lambda: now_s, token_budget=2)
+    summary = run(engine, [generate_request(1, [5, 6, 7, 8], max_tokens=3)]).summaries[1]
+
+    assert summary.ttft_s == 2.0  # two steps of prefill, the second one samples
+    assert summary.duration_s == 4.0
+
+
+def test_an_attempt_that_goes_on_with_earlier_output_has_no_first_token(
+    make_engine: MakeEngine,
+) -> None:
+    request = generate_request(1, [5, 6], output_token_ids=[[7]], max_tokens=3)
+    assert run(make_engine(), [request]).summaries[1].ttft_s is None
 
 
 def test_end_of_sequence_is_the_last_token(make_engine: MakeEngine) -> None:
