@@ -17,13 +17,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import ray
 from ray import serve as ray_serve
+from ray.util import metrics as ray_metrics
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from serve.config import HardwareConfig, HttpConfig, ModelConfig, Section
 from serve.logs import configure_logs
+from serve.messages import Prediction
+from serve.replica.metrics import ReplicaMetrics
 from serve.replica.progress import ProgressFile
 from serve.replica.replica import Replica
 from serve.shards.actor import Shard
@@ -50,6 +54,12 @@ class ModelArgs(Section):
     model: ModelConfig
     hardware: HardwareConfig
     log_level: str = "info"
+
+
+class Tunables(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`user_config` of a `Replica` deployment."""
+
+    prediction: Prediction | None = None
 
 
 def build_ingress(args: dict[str, Any]) -> ray_serve.Application:
@@ -87,9 +97,19 @@ class _ReplicaDeployment:
             replica_id=replica_id,
             make_group=_group_maker(settings, replica_id),
             progress=ProgressFile(_progress_folder(), f"{model.application}-{replica_id}"),
+            metrics=ReplicaMetrics(
+                ray_metrics,
+                model=model.name,
+                application=model.application,
+                replica_id=replica_id,
+            ),
             build_timeout_s=model.build_timeout_s,
         )
         await self._replica.start()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take what changes in place, without a restart (keys of `Tunables`)."""
+        self._replica.prediction = msgspec.convert(user_config, Tunables).prediction
 
     async def generate(self, payload: bytes) -> AsyncIterator[bytes]:
         async for item in self._replica.generate(payload):

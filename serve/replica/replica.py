@@ -31,12 +31,14 @@ from serve.messages import (
     GenerateRequest,
     Load,
     LoadReport,
+    Prediction,
     Refused,
     ReplicaStats,
     ShardProgress,
     Summary,
     Verdict,
 )
+from serve.replica.metrics import REPORT_S, ReplicaMetrics
 from serve.replica.progress import ProgressFile
 from serve.replica.supervision import Action, State, Supervision
 from serve.shards.group import ShardGroup
@@ -63,7 +65,8 @@ class Replica:
     """Admission and supervision for one model copy.
 
     `make_group(on_message, on_progress, on_lost)` makes a new generation of shards (not started);
-    `leave()` ends this process, after rebuilding failed twice.
+    `leave()` ends this process, after rebuilding failed twice. `prediction` is what the plan
+    expects of this replica, for comparison; it may be set at any time.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Replica:
         replica_id: str,
         make_group: Callable[..., ShardGroup],
         progress: ProgressFile,
+        metrics: ReplicaMetrics,
         build_timeout_s: float,
         leave: Callable[[], None] = lambda: os._exit(1),
     ) -> None:
@@ -80,6 +84,7 @@ class Replica:
         self._replica_id = replica_id
         self._make_group = make_group
         self._progress = progress
+        self._metrics = metrics
         self._build_timeout_s = build_timeout_s
         self._leave = leave
         self._supervision = Supervision()
@@ -90,6 +95,8 @@ class Replica:
         self._load = Load()
         self._lost_totals = Load()
         self._num_finished: dict[str, int] = {}
+        self._telling: asyncio.Task[None] | None = None
+        self.prediction: Prediction | None = None
 
     async def start(self) -> None:
         """Build the shards for the first time.
@@ -97,6 +104,7 @@ class Replica:
         Raises:
             ShoalError: the root cause; the deployment fails with it.
         """
+        self._telling = asyncio.create_task(self._tell_metrics())
         try:
             await self._build()
         except ShoalError as exc:
@@ -134,16 +142,7 @@ class Replica:
 
     async def stats(self) -> bytes:
         """A msgpack `ReplicaStats`."""
-        return _encode(
-            ReplicaStats(
-                model=self._model,
-                replica_id=self._replica_id,
-                is_ready=self._supervision.state is State.READY,
-                load=_with_totals(self._load, self._lost_totals),
-                num_rebuilds_total=self._supervision.num_rebuilds,
-                requests_total=dict(self._num_finished),
-            )
-        )
+        return _encode(self._stats())
 
     @property
     def is_failed(self) -> bool:
@@ -152,6 +151,8 @@ class Replica:
 
     def stop(self) -> None:
         """End the shards; open requests are lost."""
+        if self._telling is not None:
+            self._telling.cancel()
         if self._rebuild is not None:
             self._rebuild.cancel()
         self._lose_calls()
@@ -198,6 +199,7 @@ class Replica:
             return
         call = self._calls.get(message.stream_id)
         if isinstance(message, Summary):
+            self._metrics.observe(message)
             for reason in message.finish_reasons:
                 self._num_finished[reason] = self._num_finished.get(reason, 0) + 1
         if call is None:
@@ -239,6 +241,22 @@ class Replica:
                 call.summary.cancel()
             elif not call.summary.done():
                 call.summary.set_result(Summary(stream_id, ["error"], 0, 0, error))
+
+    def _stats(self) -> ReplicaStats:
+        return ReplicaStats(
+            model=self._model,
+            replica_id=self._replica_id,
+            is_ready=self._supervision.state is State.READY,
+            load=_with_totals(self._load, self._lost_totals),
+            num_rebuilds_total=self._supervision.num_rebuilds,
+            requests_total=dict(self._num_finished),
+            prediction=self.prediction,
+        )
+
+    async def _tell_metrics(self) -> None:
+        while True:
+            self._metrics.tell(self._stats())
+            await asyncio.sleep(REPORT_S)
 
     async def _rebuild_until_ready(self) -> None:
         while True:

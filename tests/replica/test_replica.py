@@ -27,9 +27,11 @@ from serve.messages import (
     Summary,
     Verdict,
 )
+from serve.replica.metrics import ReplicaMetrics
 from serve.replica.progress import ProgressFile
 from serve.replica.replica import Replica
 from serve.testing.drive import generate_request
+from serve.testing.instruments import RecordingInstruments
 
 _encode = msgspec.msgpack.encode
 _decode_verdict = msgspec.msgpack.Decoder(Verdict).decode
@@ -77,11 +79,15 @@ class _World:
         self.failures: dict[int, BaseException] = {}
         self.may_start = True
         self.has_left = asyncio.Event()
+        self.instruments = RecordingInstruments()
         self.replica = Replica(
             model="m",
             replica_id="r1",
             make_group=self._make_group,
             progress=ProgressFile(None, ""),
+            metrics=ReplicaMetrics(
+                self.instruments, model="m", application="model-m", replica_id="r1"
+            ),
             build_timeout_s=1.0,
             leave=self.has_left.set,
         )
@@ -350,6 +356,26 @@ def test_totals_survive_a_rebuild_and_the_load_does_not() -> None:
         assert stats.load.num_steps_total == 4
         assert stats.num_rebuilds_total == 1
         assert stats.requests_total == {"stop": 1, "length": 1}
+
+    _run(test)
+
+
+def test_a_starting_replica_tells_its_metrics_and_is_not_ready() -> None:
+    async def test(world: _World) -> None:
+        world.may_start = False
+        starting = asyncio.create_task(world.replica.start())
+        await _until(lambda: world.instruments.made["shoal_replica_ready"].values)
+        assert world.instruments.value("shoal_replica_ready") == 0
+        world.group.may_start.set()
+        await starting
+
+    _run(test, is_started=False)
+
+
+def test_a_summary_is_counted_in_the_histograms_the_moment_it_comes() -> None:
+    async def test(world: _World) -> None:
+        world.group.hear(Summary(1, ["stop"], 1, 10, None, 2.0, 1.0))
+        assert world.instruments.observed("vllm_e2e_request_latency_seconds") == [2.0]
 
     _run(test)
 
