@@ -1,0 +1,71 @@
+"""Which layout a node should run, and why, in a line.
+
+Not what each layout holds (`cluster.planner.layouts`). The one decision: longest texts first, then
+most tokens a second of the whole node when it is busy, then, where the difference is small, more
+copies: a lost GPU takes less with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .hardware import Node
+from .layouts import Layout
+from .speed import Roofline
+
+# Sequences that decode at once on the whole node, and their length, when layouts are compared.
+BUSY_SEQUENCES = 64
+BUSY_CONTEXT = 4_096
+# A layout of fewer copies must be this much faster to be preferred.
+_WORTH = 1.10
+_CPU_TENSOR_PARALLEL = 2
+
+
+def choose(layouts: Sequence[Layout], node: Node) -> tuple[Layout, str] | None:
+    """The layout to run and the reason for it; None where none works."""
+    working = [layout for layout in layouts if layout.problem is None]
+    if not working:
+        return None
+    if not node.num_gpus:
+        return _choose_cpu(working)
+    longest = max(layout.max_model_len for layout in working)
+    able = [layout for layout in working if layout.max_model_len == longest]
+    shorter = [layout for layout in working if layout.max_model_len < longest]
+    best = able[0]
+    for layout in able[1:]:
+        if busy_tokens_per_s(layout, node) > _WORTH * busy_tokens_per_s(best, node):
+            best = layout
+    return best, _reason(best, able, shorter, node)
+
+
+def busy_tokens_per_s(layout: Layout, node: Node) -> float:
+    """Decoded tokens a second of the whole node with `BUSY_SEQUENCES` spread over its copies."""
+    assert node.device is not None, "a node with GPUs has their figures"
+    batch = max(1, BUSY_SEQUENCES // layout.num_replicas)
+    roofline = Roofline(layout.shape, layout.size, node.device)
+    return layout.num_replicas * roofline.tokens_per_s(batch, BUSY_CONTEXT)
+
+
+def _choose_cpu(working: list[Layout]) -> tuple[Layout, str]:
+    for layout in working:
+        if layout.size == _CPU_TENSOR_PARALLEL:
+            return layout, "two shards read the weights with all cores and batch better than one"
+    return working[0], f"TP {working[0].size} is the smallest size that works"
+
+
+def _reason(best: Layout, able: list[Layout], shorter: list[Layout], node: Node) -> str:
+    reasons = []
+    if shorter:
+        names = " and ".join(f"TP {layout.size}" for layout in shorter)
+        lengths = ", ".join(f"{layout.max_model_len:,}" for layout in shorter)
+        reasons.append(f"it holds texts of {best.max_model_len:,} tokens, {names} only {lengths}")
+    others = [layout for layout in able if layout is not best]
+    if others:
+        speeds = ", ".join(
+            f"{busy_tokens_per_s(layout, node):,.0f} with TP {layout.size}" for layout in others
+        )
+        reasons.append(
+            f"{BUSY_SEQUENCES} sequences on the node decode at"
+            f" {busy_tokens_per_s(best, node):,.0f} tok/s ({speeds})"
+        )
+    return "; ".join(reasons) or "it is the only size that works here"
