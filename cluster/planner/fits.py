@@ -6,6 +6,7 @@ so that a template does only look-ups and a test can say that nothing has drifte
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cluster.plan import DEMO_MODEL_PATH, DEMO_PRESET, configs_path, preset_names
@@ -30,12 +31,14 @@ _CPU_POD_SHM_GIB = 2
 _CPU_POD_MAX_GIB = 64
 
 _LARGEST_NODE = 8
+# Of a volume, over the weights: files beside them, and a new revision's largest file.
+_DISK_SHARE = 1.2
 
 Fits = dict[str, dict[str, dict[str, Any]]]
 
 
 def all_fits() -> Fits:
-    """`{model: {hardware: {chosen, refused, sizes, unfit}}}`, as configs/fits.yaml holds it."""
+    """`{model: {hardware: {chosen, refused, disk_gib, sizes, unfit}}}`, as in configs/fits.yaml."""
     hardware = {name: _pod_node(name) for name in preset_names("hardware")}
     return {
         model: {name: _fit(shape_of_preset(model), node) for name, node in hardware.items()}
@@ -77,6 +80,7 @@ def _fit(shape: ModelShape, node: Node) -> dict[str, Any]:
     return {
         "chosen": None if chosen is None else str(chosen[0].size),
         "refused": None if chosen else _refusal(shape, node, unfit),
+        "disk_gib": math.ceil(2 * shape.num_params * _DISK_SHARE / GIB) + 1,
         "sizes": {str(layout.size): _size(layout, node) for layout in working},
         "unfit": unfit,
     }
