@@ -110,6 +110,18 @@ class Kube:
         answer = self._sure("GET", "/version")
         return int(re.sub(r"\D", "", answer["major"])), int(re.sub(r"\D", "", answer["minor"]))
 
+    def resources(self, group: str, version: str) -> frozenset[str]:
+        """Plurals of the kinds that the API serves; empty where it does not know the group."""
+        answer = self._call("GET", f"/apis/{group}/{version}", is_optional=True)
+        return frozenset(str(entry["name"]) for entry in (answer or {}).get("resources", []))
+
+    def last_line(self, pod: str, container: str) -> str:
+        """The newest line of a container's log; empty where there is none (yet)."""
+        path = POD.path(self.namespace, pod, "log")
+        query = {"container": container, "tailLines": "1"}
+        status, text = self._send("GET", path, query=query, accept="*/*")
+        return text.strip() if status == 200 else ""
+
     def is_allowed(self, permission: Permission) -> bool:
         """Whether the user has a right, in the server's own words."""
         attributes = {
@@ -136,6 +148,16 @@ class Kube:
         return answer
 
     def _call(
+        self, method: str, path: str, *, is_optional: bool = False, **options: Any
+    ) -> Manifest | None:
+        status, text = self._send(method, path, **options)
+        if status == 404 and is_optional:
+            return None
+        if not 200 <= status < 300:
+            raise _refused(status, text, self.namespace)
+        return dict(json.loads(text))
+
+    def _send(
         self,
         method: str,
         path: str,
@@ -143,9 +165,8 @@ class Kube:
         query: dict[str, str] | None = None,
         body: Any = None,
         style: str = "",
-        is_optional: bool = False,
-    ) -> Manifest | None:
-        from kubernetes.client.exceptions import ApiException
+        accept: str = "application/json",
+    ) -> tuple[int, str]:
         from urllib3.exceptions import HTTPError
 
         content_type = f"application/{style}+json" if style else "application/json"
@@ -154,21 +175,14 @@ class Kube:
                 method,
                 path,
                 query_params=[(key, value) for key, value in (query or {}).items() if value],
-                header_params={"Accept": "application/json", "Content-Type": content_type},
+                header_params={"Accept": accept, "Content-Type": content_type},
                 body=body,
                 auth_settings=["BearerToken"],
             )
             response = self._api.call_api(*request, _request_timeout=_TIMEOUT_S)
-            text = response.read().decode()
+            return int(response.status), response.read().decode(errors="replace")
         except (HTTPError, OSError) as exc:
             raise _unreachable(self._api.configuration.host, exc) from exc
-        except ApiException as exc:
-            raise _refused(exc.status or 0, exc.body or str(exc.reason), self.namespace) from exc
-        if response.status == 404 and is_optional:
-            return None
-        if not 200 <= response.status < 300:
-            raise _refused(response.status, text, self.namespace)
-        return dict(json.loads(text))
 
 
 class SecretStore:
