@@ -1,8 +1,8 @@
-"""The outermost ASGI application: which callable answers, and the last resort for errors.
+"""The whole ASGI application: who may ask, which callable answers, the last resort for errors.
 
 Not where Ray is wired in: `serve.app` passes the models and a dispatcher. The two generating
 operations are called directly, everything else goes to FastAPI; errors of both leave in OpenAI's
-shape.
+shape. All of it stands behind the keys, where there are some.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.config import HttpConfig
 from serve.errors import (
+    ConfigurationError,
     InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
     RouteNotFoundError,
     ShoalError,
 )
+from serve.keys import KeyRing
 
+from .auth import Authentication
 from .endpoint import GenerateEndpoint
 from .operations import prepare_chat, prepare_completion
 from .responses import error_headers, request_id_of, send_error
-from .routes import build_routes
+from .routes import PAGE_PATHS, build_routes
 from .served_model import ServedModel, ServedModels
 from .stream import Dispatcher
 from .wire import error_object
@@ -46,7 +49,13 @@ _log = logging.getLogger("shoal.ingress")
 def build_app(
     *, http: HttpConfig, models: Sequence[ServedModel], dispatcher: Dispatcher
 ) -> ASGIApp:
-    """The whole HTTP API over `dispatcher`."""
+    """The whole HTTP API over `dispatcher`.
+
+    Raises:
+        ConfigurationError: the keys file cannot be used, or the API would be open to others than
+            this machine although nobody said so.
+    """
+    _check_exposure(http)
     served = ServedModels(models)
     executor = ThreadPoolExecutor(_ENCODING_THREADS, thread_name_prefix="encode")
     endpoints = {
@@ -62,9 +71,23 @@ def build_app(
             ("/v1/chat/completions", prepare_chat),
         )
     }
-    routes = build_routes(models=served, dispatcher=dispatcher)
+    has_keys = http.keys_file is not None
+    routes = build_routes(models=served, dispatcher=dispatcher, has_keys=has_keys)
     _add_error_handlers(routes)
-    return _Api(endpoints, routes)
+    api = _Api(endpoints, routes)
+    if http.keys_file is None:
+        return api
+    return Authentication(api, KeyRing(http.keys_file), open_paths=PAGE_PATHS)
+
+
+def _check_exposure(http: HttpConfig) -> None:
+    """The last line of defence: whoever starts the server has decided this before."""
+    if http.is_loopback or http.keys_file is not None or http.allow_anonymous:
+        return
+    raise ConfigurationError(
+        f"http.host {http.host} can be reached from other machines: give http.keys_file, or"
+        " http.allow_anonymous: true to serve anyone"
+    )
 
 
 class _Api:

@@ -19,6 +19,7 @@ from pydantic.json_schema import models_json_schema
 from serve import __version__
 from serve.errors import RouteNotFoundError
 
+from .auth import HEALTH_PATHS
 from .exposition import CONTENT_TYPE, render_metrics
 from .schema import ChatCompletionRequest, CompletionRequest
 from .served_model import ServedModel, ServedModels
@@ -39,6 +40,11 @@ _PAGE_FILES = {
     "style.css": "text/css; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+PAGE_PATHS = ("/", *(f"/static/{name}" for name in _PAGE_FILES))
+_ERROR_RESPONSE = {
+    "description": "An error in OpenAI's shape",
+    "content": {"application/json": {}},
+}
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 _OPERATIONS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
@@ -46,8 +52,13 @@ _OPERATIONS: dict[str, type[BaseModel]] = {
 }
 
 
-def build_routes(*, models: ServedModels, dispatcher: Dispatcher) -> FastAPI:
-    """The application for every route that is not a generating operation."""
+def build_routes(
+    *, models: ServedModels, dispatcher: Dispatcher, has_keys: bool = False
+) -> FastAPI:
+    """The application for every route that is not a generating operation.
+
+    `has_keys` is what the document says; the keys themselves are `auth`'s.
+    """
     app = FastAPI(
         title="Shoal",
         version=__version__,
@@ -58,7 +69,7 @@ def build_routes(*, models: ServedModels, dispatcher: Dispatcher) -> FastAPI:
     _add_models(app, models)
     _add_health(app, models, dispatcher)
     _add_page(app)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, has_keys=has_keys)  # type: ignore[method-assign]
     return app
 
 
@@ -139,8 +150,8 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document plus the generating operations."""
+def _openapi(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
+    """FastAPI's document plus the generating operations and, where there are some, the keys."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         template = "#/components/schemas/{model}"
@@ -151,12 +162,25 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         components.update(definitions.get("$defs", {}))
         for path, kind in _OPERATIONS.items():
             document["paths"][path] = {"post": _operation(references[kind, "validation"])}
+        if has_keys:
+            _add_security(document)
         app.openapi_schema = document
     return app.openapi_schema
 
 
+def _add_security(document: dict[str, Any]) -> None:
+    scheme = {"type": "http", "scheme": "bearer", "description": "A key of `shoal keys create`."}
+    document["components"]["securitySchemes"] = {"apiKey": scheme}
+    document["security"] = [{"apiKey": []}]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if path in HEALTH_PATHS:
+                operation["security"] = []
+            else:
+                operation["responses"]["401"] = _ERROR_RESPONSE
+
+
 def _operation(body: dict[str, Any]) -> dict[str, Any]:
-    error = {"description": "An error in OpenAI's shape", "content": {"application/json": {}}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
@@ -164,6 +188,6 @@ def _operation(body: dict[str, Any]) -> dict[str, Any]:
                 "description": "The answer, or its events with stream: true",
                 "content": {"application/json": {}, "text/event-stream": {}},
             },
-            **dict.fromkeys(("400", "404", "408", "413", "429", "500", "503"), error),
+            **dict.fromkeys(("400", "404", "408", "413", "429", "500", "503"), _ERROR_RESPONSE),
         },
     }

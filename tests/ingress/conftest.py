@@ -3,7 +3,7 @@ import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -24,15 +24,22 @@ MAX_BODY_BYTES = 256 * 1024
 class Api:
     """A live server over an `EchoDispatcher`, as a test sees it."""
 
-    def __init__(self, model: ServedModel, other: ServedModel) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        other: ServedModel,
+        *,
+        keys_file: Path | None = None,
+        parser: Literal["auto", "h11", "httptools"] = "auto",
+    ) -> None:
         self.model = model
         self.dispatcher = EchoDispatcher(models=[model.name, other.name])
-        self._app = build_app(
-            http=HttpConfig(max_body_bytes=MAX_BODY_BYTES),
+        self.app = build_app(
+            http=HttpConfig(max_body_bytes=MAX_BODY_BYTES, keys_file=keys_file),
             models=[model, other],
             dispatcher=self.dispatcher,
         )
-        config = uvicorn.Config(self._app, port=0, log_level="critical", lifespan="off")
+        config = uvicorn.Config(self.app, port=0, http=parser, log_level="critical", lifespan="off")
         self._server = uvicorn.Server(config)
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
