@@ -19,6 +19,7 @@ from .values import (
     KubernetesObject,
     Labels,
     ModelValues,
+    PodLabels,
     ReplicasValues,
     Resources,
     ServedModelValues,
@@ -195,8 +196,10 @@ class ChartValues(Values):
     pod_disruption_budget: DisruptionValues = DisruptionValues()
     scheduling: SchedulingValues = SchedulingValues()
     extra: ExtraValues = ExtraValues()
-    pod_labels: Labels = Field(
-        {}, description="Labels of head and engine pods. A change replaces every pod."
+    pod_labels: PodLabels = Field(
+        {},
+        description="Labels of head and engine pods, but those that they are found by"
+        " (app.kubernetes.io/*, ray.io/*). A change replaces every pod.",
     )
     pod_annotations: Labels = Field(
         {}, description="Annotations of both. A change replaces every pod."

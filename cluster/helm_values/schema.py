@@ -75,6 +75,7 @@ def _without_noise(schema: Any) -> Any:
         return [_without_noise(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
+    schema = _plain_null(schema)
     if schema.get("type") == "object" and "properties" in schema:
         kept = {key: value for key, value in schema.items() if key not in _DROPPED}
         inner = {key: _without_noise(value) for key, value in kept.pop("properties").items()}
@@ -84,3 +85,14 @@ def _without_noise(schema: Any) -> Any:
 
 def _without_noise_of_rest(schema: Schema) -> Schema:
     return {key: _without_noise(value) for key, value in schema.items() if key not in _DROPPED}
+
+
+def _plain_null(schema: Schema) -> Schema:
+    """`X or null` as one type, so that a refusal is one line."""
+    choices = schema.get("anyOf", [])
+    if len(choices) != 2 or choices[1] != {"type": "null"} or "type" not in choices[0]:
+        return schema
+    rest = {key: value for key, value in schema.items() if key != "anyOf"} | choices[0]
+    if "enum" in rest:
+        rest["enum"] = [*rest["enum"], None]
+    return {**rest, "type": [rest["type"], "null"]}

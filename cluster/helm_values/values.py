@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from serve.config import HardwareConfig, ModelConfig
@@ -64,6 +72,24 @@ def _hardware_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     return overrides
 
 
+def _pod_labels(labels: Labels) -> Labels:
+    for key in labels:
+        if key.startswith(("app.kubernetes.io/", "ray.io/")):
+            raise ValueError(f"{key}: pods are found by it; choose another label")
+    return labels
+
+
+PodLabels = Annotated[
+    Labels,
+    AfterValidator(_pod_labels),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "propertyNames": {"not": {"pattern": "^(app.kubernetes.io|ray.io)/"}},
+        }
+    ),
+]
 ModelOverrides = Annotated[dict[str, Any], AfterValidator(_model_overrides)]
 HardwareOverrides = Annotated[dict[str, Any], AfterValidator(_hardware_overrides)]
 

@@ -95,7 +95,4 @@
 {{- if and $ft.enabled (not $ft.redisAddress) -}}
   {{- fail "head.gcsFaultTolerance.redisAddress: is needed with head.gcsFaultTolerance.enabled" -}}
 {{- end -}}
-{{- if hasKey .root.Values.podLabels "app.kubernetes.io/name" -}}
-  {{- fail "podLabels: must not have app.kubernetes.io/name, by which KubeRay finds the head" -}}
-{{- end -}}
 {{- end }}

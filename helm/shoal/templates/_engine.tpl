@@ -113,7 +113,7 @@ startupProbe:
 lifecycle:
   preStop:
     exec:
-      command: [shoal-drain]
+      command: [python, -m, cluster.drain]
 volumeMounts:
   - {name: shm, mountPath: /dev/shm}
   {{- if ne .plan.source "baked" }}
