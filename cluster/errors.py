@@ -8,6 +8,7 @@ what is wrong, the hint what to do about it::
     +-- LostError                1  a part of a running Shoal is gone
     +-- ClusterError             1  Kubernetes or Helm refused, or did not answer
     |   +-- ForbiddenError       1  RBAC refused; the hint holds the missing rule
+    +-- DownloadError            1  weights could not be fetched
     +-- InterruptedStartError  130  Ctrl-C before it was ready
     +-- UsageError               2  the command line or the configuration cannot be used
     +-- AlreadyRunningError      3  a Shoal of that name runs
@@ -44,6 +45,10 @@ class ClusterError(CommandError):
 
 class ForbiddenError(ClusterError):
     """RBAC refused; the hint holds the missing rule as YAML."""
+
+
+class DownloadError(CommandError):
+    """Weights could not be fetched from a hub."""
 
 
 class InterruptedStartError(CommandError):

@@ -1,0 +1,116 @@
+"""What cannot be fetched is refused in words that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.download import Hub, Marker, download_weights
+from cluster.errors import DownloadError
+
+from .conftest import REPOSITORY, WEIGHTS, Downloads
+
+
+def refusal(download: Downloads, revision: str = "main", **options: str) -> DownloadError:
+    with pytest.raises(DownloadError) as caught:
+        download(revision, **options)
+    assert Marker.read(download.folder) is None
+    return caught.value
+
+
+def test_hub_that_is_not_there(download: Downloads) -> None:
+    error = refusal(download, address="http://127.0.0.1:9")
+    assert error.message.startswith("cannot reach http://127.0.0.1:9: ")
+    assert "HF_ENDPOINT" in error.hint
+
+
+def test_repository_that_wants_a_token(download: Downloads) -> None:
+    download.hub.needs_token = True
+    error = refusal(download)
+    assert f"wants a token for /api/models/{REPOSITORY}" in error.message
+    assert "HF_TOKEN" in error.hint
+    assert "auth.hfToken" in error.hint
+    assert "refuses this token" in refusal(download, token="wrong").message
+
+
+def test_gated_repository(download: Downloads) -> None:
+    download.hub.refusal = (403, "GatedRepo")
+    error = refusal(download)
+    assert "is gated" in error.message
+    assert "Accept them" in error.hint
+
+
+def test_revision_that_does_not_exist(download: Downloads) -> None:
+    assert "no such revision" in refusal(download, "v9").message
+
+
+def test_hub_that_is_broken(download: Downloads) -> None:
+    download.hub.refusal = (503, "")
+    assert "answers HTTP 503" in refusal(download).message
+
+
+def test_address_that_is_no_hub(download: Downloads) -> None:
+    download.hub.commits["main"] = "x"
+    download.hub.files = {"config.json": b"{}"}
+    assert "has no *.safetensors" in refusal(download).message
+    error = refusal(download, address=download.hub.address.replace("http", "gopher"))
+    assert error.message.startswith("cannot reach gopher")
+
+
+def test_offline_without_the_weights(tmp_path: Path) -> None:
+    hub = Hub.from_environment({"HF_HUB_OFFLINE": "1"})
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        download_weights(REPOSITORY, tmp_path / "model", hub=hub, tell=print)
+
+
+def test_variables_of_the_hubs_own_clients_are_respected() -> None:
+    hub = Hub.from_environment({"HF_ENDPOINT": "https://mirror.example/", "HF_HUB_OFFLINE": "0"})
+    assert (hub.endpoint, hub.is_offline) == ("https://mirror.example", False)
+
+
+def test_pickled_weights(download: Downloads) -> None:
+    del download.hub.files[WEIGHTS]
+    assert "pytorch_model.bin is a pickle" in refusal(download).message
+
+
+def test_another_architecture_is_refused_before_its_weights_are_fetched(
+    download: Downloads,
+) -> None:
+    config = json.loads(download.hub.files["config.json"])
+    config["architectures"], config["model_type"] = ["LlamaForCausalLM"], "llama"
+    download.hub.files["config.json"] = json.dumps(config).encode()
+    assert f"{REPOSITORY} cannot be served: config.json: " in refusal(download).message
+    assert download.hub.ranges(WEIGHTS) == []
+
+
+def test_volume_that_is_too_small_is_told_with_both_sizes(download: Downloads) -> None:
+    download.hub.sizes[WEIGHTS] = 10**18
+    error = refusal(download)
+    assert "needs 1000000000.0 GB more and has " in error.message
+    assert "weights.pvc.size" in error.hint
+    assert download.hub.ranges(WEIGHTS) == []
+
+
+def test_names_that_would_leave_the_folder_or_fake_the_marker_are_not_fetched(
+    download: Downloads,
+) -> None:
+    download.hub.files["../evil.json"] = b"{}"
+    download.hub.files[".shoal-weights.json"] = b"{}"
+    marker = download()
+    assert not {"../evil.json", ".shoal-weights.json"} & marker.files.keys()
+    assert not (download.folder.parent / "evil.json").exists()
+
+
+def test_digest_that_is_a_path_is_refused(download: Downloads) -> None:
+    description = download.hub.description()
+    description["siblings"][0]["lfs"]["sha256"] = "../../evil"
+    download.hub.description = lambda: description  # type: ignore[method-assign]
+    assert "does not answer as a hub does" in refusal(download).message
+
+
+def test_folder_that_is_none(download: Downloads) -> None:
+    download.folder.write_text("a file")
+    with pytest.raises(DownloadError, match=r"cannot use .*model: Not a directory"):
+        download()
