@@ -60,6 +60,8 @@ NODE = Kind("", "v1", "nodes", is_namespaced=False)
 NAMESPACE = Kind("", "v1", "namespaces", is_namespaced=False)
 DEPLOYMENT = Kind("apps", "v1", "deployments")
 STORAGE_CLASS = Kind("storage.k8s.io", "v1", "storageclasses", is_namespaced=False)
+PRIORITY_CLASS = Kind("scheduling.k8s.io", "v1", "priorityclasses", is_namespaced=False)
+RUNTIME_CLASS = Kind("node.k8s.io", "v1", "runtimeclasses", is_namespaced=False)
 DEFINITION = Kind("apiextensions.k8s.io", "v1", "customresourcedefinitions", is_namespaced=False)
 
 

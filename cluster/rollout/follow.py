@@ -1,4 +1,4 @@
-"""Looks at a cluster again and again and feeds the rollout's state machine: a thin shell.
+"""Looks at a cluster again and again and feeds a state machine: a thin shell.
 
 Nothing is decided here, and nothing is changed in the cluster. A look is a handful of lists; a
 failed one is forgiven for a while, because a rollout outlives a laptop's network.
@@ -12,12 +12,11 @@ from collections.abc import Callable
 from cluster.errors import ClusterError, ForbiddenError
 from cluster.kube import EVENT, POD, RAY_CLUSTER, RAY_SERVICE, Kube
 
-from .rollout import Goal, Rollout, Verdict
-from .snapshot import RAY_NODES, Manifest, Snapshot, is_pod_of
+from .machine import Machine, Verdict
+from .snapshot import DOWNLOAD, RAY_NODES, Manifest, Snapshot, is_pod_of
 
 POLL_S = 1.0
 _FORGIVEN_S = 60.0
-_DOWNLOAD = "download"
 Wait = Callable[[float], bool]
 Tell = Callable[[float, str], None]
 
@@ -49,9 +48,9 @@ class Watcher:
             and _identity(event) not in self._past
         )
         downloads = {
-            pod["metadata"]["name"]: self._kube.last_line(pod["metadata"]["name"], _DOWNLOAD)
+            pod["metadata"]["name"]: self._kube.last_line(pod["metadata"]["name"], container)
             for pod in pods
-            if _is_downloading(pod)
+            if (container := _downloading(pod))
         }
         return Snapshot(service, clusters, pods, events, downloads)
 
@@ -61,7 +60,7 @@ class Watcher:
         return tuple(pod for pod in found if is_pod_of(pod, self._name))
 
 
-def follow(watcher: Watcher, goal: Goal, *, wait: Wait, tell: Tell) -> Verdict | None:
+def follow(watcher: Watcher, machine: Machine, *, wait: Wait, tell: Tell) -> Verdict | None:
     """Watch until there is a verdict; None if the user wants to stop.
 
     `wait` sleeps for that many seconds and says whether to stop; `tell` shows a line, with the
@@ -71,7 +70,6 @@ def follow(watcher: Watcher, goal: Goal, *, wait: Wait, tell: Tell) -> Verdict |
         ClusterError: a right is missing, or the API has not answered for a minute.
     """
     started_s = time.monotonic()
-    rollout = Rollout(goal, now_s=started_s)
     answered_s = started_s
     while True:
         now_s = time.monotonic()
@@ -84,10 +82,10 @@ def follow(watcher: Watcher, goal: Goal, *, wait: Wait, tell: Tell) -> Verdict |
                 raise
         else:
             answered_s = now_s
-            for line in rollout.observe(snapshot, now_s=now_s):
+            for line in machine.observe(snapshot, now_s=now_s):
                 tell(now_s - started_s, line)
-            if rollout.verdict.state != "going on":
-                return rollout.verdict
+            if machine.verdict.state != "going on":
+                return machine.verdict
         if wait(POLL_S):
             return None
 
@@ -96,8 +94,10 @@ def _identity(event: Manifest) -> tuple[str, str]:
     return event["metadata"]["uid"], event["metadata"]["resourceVersion"]
 
 
-def _is_downloading(pod: Manifest) -> bool:
-    return any(
-        container.get("name") == _DOWNLOAD and "running" in (container.get("state") or {})
-        for container in (pod.get("status") or {}).get("initContainerStatuses") or []
-    )
+def _downloading(pod: Manifest) -> str:
+    """Name of the init container that fetches weights right now; empty: none does."""
+    for container in (pod.get("status") or {}).get("initContainerStatuses") or []:
+        name = str(container.get("name", ""))
+        if name.startswith(DOWNLOAD) and "running" in (container.get("state") or {}):
+            return name
+    return ""

@@ -8,10 +8,10 @@ because the first status after a change still tells the state before it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from .causes import Cause, causes
-from .snapshot import Manifest, Snapshot, containers_of, pod_group
+from .machine import GOING_ON, Verdict
+from .snapshot import DOWNLOAD, Manifest, Snapshot, containers_of, pod_group
 
 # KubeRay looks every 2 s: its second look after a change shows what Serve made of it.
 SETTLE_S = 6.0
@@ -21,16 +21,6 @@ _WORDS = {
     "ImagePullBackOff": "its image cannot be pulled, trying again",
     "CrashLoopBackOff": "ended, starts again",
 }
-State = Literal["going on", "ready", "failed", "out of time"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a rollout ended; `message` and `hint` are the root cause, if it did not end well."""
-
-    state: State
-    message: str = ""
-    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +42,7 @@ class Rollout:
         self._told: dict[str, str] = {}
         self._since: dict[str, float] = {}
         self._ready_since: float | None = None
-        self.verdict = Verdict("going on")
+        self.verdict = GOING_ON
 
     def observe(self, snapshot: Snapshot, *, now_s: float) -> list[str]:
         """Lines that were not told yet, for instance "engine: pulling its image"."""
@@ -184,7 +174,7 @@ def _of_container(container: Manifest, download: str) -> str:
         if reason in ("ContainerCreating", ""):
             return _CREATING
         return "" if reason == "PodInitializing" else f"{name}: {_WORDS.get(reason, reason)}"
-    if "running" in state and name == "download":
+    if "running" in state and name.startswith(DOWNLOAD):
         return f"weights: {download}" if download else "weights are being fetched"
     if "running" in state and name == "wait-gcs-ready":
         return "waiting for the head"

@@ -16,6 +16,8 @@ import yaml
 
 Manifest = dict[str, Any]
 RAY_NODES = "ray.io/is-ray-node=yes"
+# How the names of the chart's init containers that fetch weights begin.
+DOWNLOAD = "download-"
 
 
 @dataclass(frozen=True, slots=True)
