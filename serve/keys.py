@@ -71,8 +71,8 @@ def hash_key(key: str) -> bytes:
 
 
 def is_key_name(text: str) -> bool:
-    """Whether `text` can name a key."""
-    return _NAME.fullmatch(text) is not None
+    """Whether `text` can name a key; what looks like a key itself cannot."""
+    return _NAME.fullmatch(text) is not None and _RAW_KEY.search(text) is None
 
 
 def parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
