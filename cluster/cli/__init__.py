@@ -13,7 +13,7 @@ import typer
 
 from cluster.errors import CommandError
 
-from . import chat, down, download, keys, logs, status, up
+from . import chat, down, download, inspect_model, keys, logs, status, up
 
 EXIT_CODES = """Exit codes:
 
@@ -43,6 +43,7 @@ app.command("status", epilog=EXIT_CODES)(status.status)
 app.command("chat", epilog=EXIT_CODES)(chat.chat)
 app.command("logs", epilog=EXIT_CODES)(logs.logs)
 app.command("down", epilog=EXIT_CODES)(down.down)
+app.command("inspect", epilog=EXIT_CODES)(inspect_model.inspect)
 app.add_typer(keys.app, name="keys", epilog=EXIT_CODES)
 app.command("download", epilog=EXIT_CODES)(download.download)
 

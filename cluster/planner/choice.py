@@ -15,7 +15,7 @@ from .speed import Roofline
 
 # Sequences that decode at once on the whole node, and their length, when layouts are compared.
 BUSY_SEQUENCES = 64
-BUSY_CONTEXT = 4_096
+BUSY_CONTEXT = 2_048
 # A layout of fewer copies must be this much faster to be preferred.
 _WORTH = 1.10
 _CPU_TENSOR_PARALLEL = 2

@@ -7,7 +7,7 @@ with a count ("h100x8") and a probed machine all become one `Node`, so the plann
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from serve.config import HardwareConfig
 from serve.errors import ConfigurationError
 
 from .accelerators import GpuSpec, LinkSpec, find_gpu, known_gpus, parse_gpu
+from .machine import Machine
 from .speed import CPU_CALIBRATION, GPU_CALIBRATION, Device
 
 # One all-reduce of a few kilobytes, in seconds, inside a captured graph.
@@ -95,6 +96,34 @@ def cpu_device(*, bandwidth_bytes_per_s: float, flops_per_s: float) -> Device:
     )
 
 
+def cpu_node(machine: Machine, *, device: Device | None = None) -> Node:
+    """This machine without its GPUs: what it has free now, or its container."""
+    return Node(
+        config=HardwareConfig(),
+        num_gpus=0,
+        total_bytes=machine.total_bytes or 0,
+        usable_bytes=machine.available_bytes or 0,
+        device=device,
+        num_cores=machine.num_cores,
+        has_bfloat16=machine.has_bfloat16,
+    )
+
+
+def machine_gpus(machine: Machine, gpus: dict[str, GpuSpec]) -> tuple[HardwareConfig, GpuSpec]:
+    """The GPUs of this machine, as hardware; of several kinds, the one with most cards.
+
+    Raises:
+        ConfigurationError: a GPU that is not in the table.
+    """
+    names = [gpu.name for gpu in machine.gpus]
+    name = max(sorted(set(names)), key=names.count)
+    gpu = find_gpu(name, gpus)
+    key = next(key for key, value in gpus.items() if value is gpu)
+    count = names.count(name)
+    config = HardwareConfig(name=f"{key}-x{count}", device="cuda", gpu=key, gpus_per_node=count)
+    return config, gpu
+
+
 def find_hardware(text: str, *, gpus_file: Path | None = None) -> tuple[HardwareConfig, GpuSpec]:
     """The GPU hardware that `--hardware` names: a preset, a file, or a GPU with a count.
 
@@ -163,8 +192,3 @@ def _link_figures(link: LinkSpec) -> tuple[float, float]:
     if not link.peer_to_peer:
         return _THROUGH_HOST_S, _THROUGH_HOST_SHARE
     return (_NVLINK_S if link.kind == "nvlink" else _PCIE_S), _LINK_SHARE
-
-
-def with_gpus(node: Node, num_gpus: int) -> Node:
-    """The same node with another number of GPUs: for "what would fit"."""
-    return replace(node, num_gpus=num_gpus)

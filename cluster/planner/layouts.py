@@ -36,6 +36,11 @@ class Demand:
     yarn: bool | None = None
     bytes_per_value: int = 2
 
+    def longest(self, shape: ModelShape) -> int:
+        """Tokens of the longest sequence that the model could be asked for."""
+        can_stretch = is_stretchable(shape) and self.yarn is not False
+        return stretch_with_yarn(shape).max_positions if can_stretch else shape.max_positions
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serve.catalog import ModelShape
-from serve.config import EngineConfig
+from serve.config import Dtype, EngineConfig
 
 GB = 1_000_000_000
+BYTES_PER_VALUE: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 # CUDA context with its kernels, the allocator's own, cuBLAS workspaces and captured graphs.
 _CUDA_BYTES = 800_000_000
 # NCCL's channels and the buffers of our all-reduce, where there is more than one rank.

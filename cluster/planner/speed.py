@@ -28,9 +28,10 @@ class Calibration:
     layer_s: float
 
 
-# Fitted to batch 1 of the 0.5B, 1.5B, 7B and to one long prompt of the 7B on an A100 80GB (vLLM
-# 0.6.3, Qwen's own speed benchmark of 2024-11).
-GPU_CALIBRATION = Calibration(bandwidth_share=0.84, flops_share=0.6, layer_s=117e-6)
+# Fitted to batch 1 of the sizes up to 14B, and to one long prompt of the 7B, on an A100 80GB (vLLM
+# 0.6.3, Qwen's own speed benchmark). Larger models, tensor parallelism, long texts and other GPUs
+# are predicted.
+GPU_CALIBRATION = Calibration(bandwidth_share=0.82, flops_share=0.62, layer_s=115e-6)
 # Torch's own linear layers on a CPU: 14.5 tok/s where the bandwidth allows 31 (0.5B, 2 cores).
 CPU_CALIBRATION = Calibration(bandwidth_share=0.47, flops_share=0.8, layer_s=50e-6)
 
@@ -39,8 +40,8 @@ CPU_CALIBRATION = Calibration(bandwidth_share=0.47, flops_share=0.8, layer_s=50e
 class Device:
     """One GPU, or the whole CPU of a machine, as the roofline sees it.
 
-    `link_bytes_per_s` and `link_s` are an all-reduce's bandwidth a device and the latency of one.
-    `divides` says whether ranks share this one device (a CPU) or have one each.
+    `link_bytes_per_s` and `link_s` are what an all-reduce reaches a device, and its latency.
+    `is_shared`: all ranks of a replica compute on this one device, a CPU.
     """
 
     bandwidth_bytes_per_s: float
