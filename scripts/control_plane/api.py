@@ -85,9 +85,11 @@ class Api:
     def list(
         self, api_version: str, kind: str, namespace: str = "", *, labels: str = ""
     ) -> list[Object]:
+        """What there is in `namespace`; empty: in all of them."""
         path = _collection(api_version, kind, namespace)
-        found: list[Object] = self.request("GET", _with(path, {"labelSelector": labels}))["items"]
-        return found
+        items = self.request("GET", _with(path, {"labelSelector": labels}))["items"]
+        # A list says once what all its items are.
+        return [{"apiVersion": api_version, "kind": kind, **item} for item in items]
 
     def delete(self, item: Mapping[str, Any], *, grace_s: int = 0) -> Object:
         return self.request("DELETE", _with(_path_of(item), {"gracePeriodSeconds": str(grace_s)}))
@@ -148,7 +150,7 @@ def _plural(kind: str) -> str:
     lower = kind.lower()
     if lower == "endpoints":
         return lower
-    if lower.endswith("y"):
+    if lower.endswith("y") and not lower.endswith("ay"):
         return f"{lower[:-1]}ies"
     return f"{lower}es" if lower.endswith(("s", "x")) else f"{lower}s"
 

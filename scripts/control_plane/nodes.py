@@ -88,6 +88,12 @@ class Nodes:
     def remove(self, name: str) -> None:
         self._api.delete({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
 
+    def clear(self) -> None:
+        """Removes every node and every pod, placed or waiting, of all namespaces."""
+        for kind in ("Pod", "Node"):
+            for item in self._api.list("v1", kind):
+                self._api.delete(item)
+
     def bind_claim(self, claim: Mapping[str, Any]) -> None:
         """Gives a claim a volume, which is a controller's work in a cluster."""
         metadata, spec = claim["metadata"], claim["spec"]

@@ -15,7 +15,7 @@ import yaml
 
 from cluster.local.ports import find_free_ports
 
-from .api import Api
+from .api import Api, Object
 from .certificates import Authority, Credentials
 from .processes import Program
 from .tools import find_tool
@@ -83,6 +83,20 @@ class ApiServer:
         account = {"name": "default", "namespace": name}
         self.api.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
         return name
+
+    def grant(self, user: str, namespace: str, rules: Sequence[Object]) -> None:
+        """Lets `user` do what `rules` (of a Role) say, in `namespace` alone."""
+        group = "rbac.authorization.k8s.io"
+        metadata = {"name": user, "namespace": namespace}
+        role = {"kind": "Role", "metadata": metadata, "rules": list(rules)}
+        binding = {
+            "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": user},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+        }
+        for item in (role, binding):
+            self.api.create({"apiVersion": f"{group}/v1", **item})
 
     def start(self, command: Sequence[str | Path]) -> Program:
         """Runs a program beside the server, until `close`."""

@@ -5,9 +5,11 @@ Not an installer: what is missing is named with the command that brings it.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -34,10 +36,13 @@ def find_tool(name: str) -> Path:
     module = _MODULES.get(name)
     if module is None:
         return _on_path(name)
-    built = tools_folder() / "bin" / f"{name}-{_version(module)}"
+    built = tools_folder() / "bin" / f"{name}-{_required(module)}"
     if not built.exists():
         command = BUILD.relative_to(ROOT)
-        raise ToolMissingError(f"no {built.name}: `{command}` builds it (minutes, once)")
+        raise ToolMissingError(
+            f"no {built.name}: `{command}` builds it once, in minutes, with Go {_required('go')};"
+            f" here is {_go_version()}"
+        )
     return built
 
 
@@ -57,8 +62,19 @@ def _on_path(name: str) -> Path:
     return Path(found)
 
 
-def _version(module: str) -> str:
+def _required(module: str) -> str:
+    """The version of `module`, or of "go" itself, that go.mod asks for."""
     text = (BUILD.parent / "go.mod").read_text()
-    found = re.search(rf"^\s*(?:require )?{re.escape(module)} (v\S+)", text, flags=re.MULTILINE)
+    found = re.search(rf"^\s*(?:require )?{re.escape(module)} (v?\d\S+)", text, flags=re.MULTILINE)
     assert found, f"go.mod requires {module}"
     return found[1]
+
+
+@functools.cache
+def _go_version() -> str:
+    go = shutil.which("go")
+    if go is None:
+        return "no go on the PATH"
+    local = {**os.environ, "GOTOOLCHAIN": "local"}
+    found = subprocess.run([go, "env", "GOVERSION"], env=local, capture_output=True, text=True)
+    return found.stdout.strip() or f"{go}, which does not say its version"

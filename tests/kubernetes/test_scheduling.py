@@ -1,0 +1,98 @@
+"""The real scheduler on fake nodes: presets fit the machines that they are named after.
+
+Pods are made of the stored RayService (`scripts.control_plane.kuberay`): there is no operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from scripts.control_plane import Api, ApiServer, Nodes, refusal
+from scripts.control_plane.kuberay import worker_pods
+
+pytestmark = [pytest.mark.apiserver, pytest.mark.helm]
+
+KEYS = {"auth": {"apiKeys": {"existingSecret": "chat-keys"}}}
+BOX: dict[str, Any] = {"hardware": {"preset": "rtx4090d-x4"}, **KEYS}
+A100: dict[str, Any] = {"hardware": {"preset": "a100-80gb"}, **KEYS}
+CPU: dict[str, Any] = {"model": {"preset": "demo"}, "hardware": {"preset": "cpu"}, **KEYS}
+
+
+@pytest.fixture
+def nodes(scheduler: Nodes) -> Iterator[Nodes]:
+    """A box of four 4090D, two A100 machines and two without a GPU."""
+    scheduler.add("box", gpus=4, product="NVIDIA-GeForce-RTX-4090-D")
+    for name in ("a100-1", "a100-2"):
+        scheduler.add(name, gpus=1, product="NVIDIA-A100-SXM4-80GB")
+    for name in ("cpu-1", "cpu-2"):
+        scheduler.add(name)
+    yield scheduler
+    scheduler.clear()
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Engine pods of one release, placed by the scheduler or refused by it."""
+
+    nodes: Nodes
+    helm: Any
+    api: Api
+
+    def place(self, values: dict[str, Any], num_pods: int = 1) -> list[dict[str, Any]]:
+        self.helm.install(values)
+        service = self.api.get("ray.io/v1", "RayService", "chat", self.helm.namespace)
+        for claim in self.api.list("v1", "PersistentVolumeClaim", self.helm.namespace):
+            self.nodes.bind_claim(claim)
+        pods = (worker_pods(service)[0] for _ in range(num_pods))
+        return [self.nodes.wait_for(self.api.create(pod)) for pod in pods]
+
+
+@pytest.fixture
+def engines(nodes: Nodes, helm: Any, api_server: ApiServer) -> Engines:
+    return Engines(nodes, helm, api_server.api)
+
+
+def node_of(pod: dict[str, Any]) -> str:
+    assert pod["status"]["phase"] == "Running", refusal(pod)
+    return str(pod["spec"]["nodeName"])
+
+
+def test_copy_over_four_gpus_takes_the_box(engines: Engines) -> None:
+    (pod,) = engines.place(BOX)
+
+    assert node_of(pod) == "box"
+
+
+def test_second_copy_waits_and_says_which_resource_it_lacks(engines: Engines) -> None:
+    first, second = engines.place(BOX, 2)
+
+    assert node_of(first) == "box"
+    assert second["status"]["phase"] == "Pending"
+    assert "Insufficient nvidia.com/gpu" in refusal(second)
+
+
+def test_copies_on_one_gpu_spread_over_machines(engines: Engines) -> None:
+    selected = {"pod": {"node_selector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}}}
+    hardware = {"preset": "a100-80gb", "overrides": selected}
+
+    pods = engines.place({**A100, "hardware": hardware}, 2)
+
+    assert {node_of(pod) for pod in pods} == {"a100-1", "a100-2"}
+
+
+def test_copies_without_gpus_spread_over_machines_without_gpus(engines: Engines) -> None:
+    pods = engines.place(CPU, 2)
+
+    assert {node_of(pod) for pod in pods} == {"cpu-1", "cpu-2"}
+
+
+def test_gpu_nodes_are_closed_to_pods_that_tolerate_nothing(engines: Engines) -> None:
+    for name in ("cpu-1", "cpu-2"):
+        engines.nodes.remove(name)
+    (pod,) = engines.place(CPU)
+
+    assert "untolerated taint" in refusal(pod)
