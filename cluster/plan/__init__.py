@@ -44,10 +44,13 @@ class Options:
     replicas: int | None = None
 
 
-def load_config(path: Path | None, *, options: Options = Options()) -> ShoalConfig:
+def load_config(
+    path: Path | None, *, options: Options = Options(), needs_weights: bool = True
+) -> ShoalConfig:
     """The configuration of a file (None: the demo model), presets merged, options applied.
 
-    Relative model folders and keys files are relative to the file that names them.
+    Relative model folders and keys files are relative to the file that names them. Without
+    `needs_weights` a preset whose shape is published may go without a folder: enough for a plan.
 
     Raises:
         ConfigurationError: every problem, a line each, as `file:line: key: message`.
@@ -60,7 +63,7 @@ def load_config(path: Path | None, *, options: Options = Options()) -> ShoalConf
         problems += _merge_hardware(document)
         problems += _merge_models(document, folder=path.parent if path else Path())
         problems += schema_problems(document)
-        problems += check_values(document)
+        problems += check_values(document, needs_weights=needs_weights)
     if problems:
         raise ConfigurationError("\n".join(_in_order(problems)))
     return ShoalConfig.model_validate(document.values)

@@ -18,16 +18,18 @@ from serve.errors import CheckpointError, ConfigurationError
 
 from .document import Document, KeyPath, Problem, render_path
 from .presets import preset_names
+from .shapes import preset_shape
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?)+")
 
 
-def check_values(document: Document) -> list[Problem]:
+def check_values(document: Document, *, needs_weights: bool = True) -> list[Problem]:
     """Every problem of the document that needs more than its schema."""
     problems = [*_check_host(document), *_check_names(document)]
     for index, entry in enumerate(_entries(document)):
         if isinstance(entry, dict):
-            problems += _check_model(document, ("models", index), entry)
+            path = ("models", index)
+            problems += _check_model(document, path, entry, needs_weights=needs_weights)
     return problems
 
 
@@ -85,13 +87,19 @@ def _check_names(document: Document) -> Iterator[Problem]:
             has_default = True
 
 
-def _check_model(document: Document, path: KeyPath, entry: dict[str, Any]) -> Iterator[Problem]:
+def _check_model(
+    document: Document, path: KeyPath, entry: dict[str, Any], *, needs_weights: bool
+) -> Iterator[Problem]:
     if entry.get("stand_in") is not None:
         return
     folder = entry.get("path")
     if folder is None:
         preset = entry.get("preset")
         if preset is not None and preset not in preset_names("models"):
+            return
+        published = None if needs_weights or preset is None else preset_shape(preset)
+        if published is not None:
+            yield from _check_shape(document, path, entry, published)
             return
         what = f"{preset!r} does not come with its weights" if preset else "a model needs a folder"
         yield _problem(
