@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from cluster.errors import CommandError
+from cluster.errors import CommandError, DeniedError
 
 _TIMEOUT_S = 300.0
 
@@ -37,6 +37,7 @@ class AnswerStream:
         *,
         model: str | None = None,
         max_tokens: int | None = None,
+        api_key: str | None = None,
     ) -> None:
         body: dict[str, Any] = {
             "messages": [{"role": turn.role, "content": turn.content} for turn in messages],
@@ -47,6 +48,7 @@ class AnswerStream:
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
         self._body = json.dumps(body).encode()
+        self._headers = {"Content-Type": "application/json", **authorization(api_key)}
         self._connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
         self.finish_reason: str | None = None
 
@@ -65,12 +67,14 @@ class AnswerStream:
         """Pieces of the answer's text.
 
         Raises:
+            DeniedError: it needs an API key, and got none that it knows.
             CommandError: the server refused, failed in the middle, or is not there.
         """
         try:
-            headers = {"Content-Type": "application/json"}
-            self._connection.request("POST", "/v1/chat/completions", self._body, headers)
+            self._connection.request("POST", "/v1/chat/completions", self._body, self._headers)
             response = self._connection.getresponse()
+            if response.status == 401:
+                raise denied(has_key="Authorization" in self._headers)
             if response.status != 200:
                 raise CommandError(_message_of(response.read().decode(errors="replace")))
             yield from self._pieces(response)
@@ -93,6 +97,21 @@ class AnswerStream:
                 if text:
                     yield text
         raise CommandError("the answer was cut off: the server closed the connection")
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The header that carries a key; none without one."""
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+
+def denied(*, has_key: bool) -> DeniedError:
+    """What a 401 means, in one line, and what to do about it."""
+    return DeniedError(
+        "the server does not know this API key, or it has expired"
+        if has_key
+        else "the server needs an API key",
+        hint="Give yours as --key-file FILE or in SHOAL_API_KEY; make one: shoal keys create NAME",
+    )
 
 
 def _message_of(text: str) -> str:

@@ -9,6 +9,7 @@ what is wrong, the hint what to do about it::
     +-- ClusterError             1  Kubernetes or Helm refused, or did not answer
     |   +-- ForbiddenError       1  RBAC refused; the hint holds the missing rule
     +-- DownloadError            1  weights could not be fetched
+    +-- DeniedError              1  a server does not accept the API key, or got none
     +-- InterruptedStartError  130  Ctrl-C before it was ready
     +-- UsageError               2  the command line or the configuration cannot be used
     +-- AlreadyRunningError      3  a Shoal of that name runs
@@ -49,6 +50,10 @@ class ForbiddenError(ClusterError):
 
 class DownloadError(CommandError):
     """Weights could not be fetched from a hub."""
+
+
+class DeniedError(CommandError):
+    """A server does not accept the API key, or got none."""
 
 
 class InterruptedStartError(CommandError):

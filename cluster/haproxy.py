@@ -10,6 +10,8 @@ dribbles its header is cut off, what HAProxy answers to a request has OpenAI's e
 and 408 to bytes that never became a request are fixed in its binary), the table of routes is not
 public, headers that steer Ray Serve cannot come from a client, and there is one way to the HTTP
 tier: where no ingress is up, a client hears 503 at once instead of waiting in Serve's own proxy.
+With `--host`, HAProxy alone listens there, while Serve and every process behind it stay on the
+address that Serve was told.
 """
 
 from __future__ import annotations
@@ -110,8 +112,11 @@ class Edit:
         return changed
 
 
-def edits(error_folder: Path) -> tuple[Edit, ...]:
-    """Every edit, in order; error files are expected in `error_folder`."""
+def edits(error_folder: Path, *, host: str | None = None) -> tuple[Edit, ...]:
+    """Every edit, in order; error files are expected in `error_folder`.
+
+    `host` is where clients reach HAProxy; None: where Serve was told to listen.
+    """
     error_files = "".join(
         f"    errorfile {status} {error_folder / f'{status}.json.http'}\n" for status in _ANSWERS
     )
@@ -158,6 +163,7 @@ def edits(error_folder: Path) -> tuple[Edit, ...]:
             "",
             is_optional=True,
         ),
+        *_listening_edits(host),
         Edit(
             "unknown path as JSON",
             r"^(backend default_backend\n)    http-request return status 404 .*$",
@@ -169,7 +175,15 @@ def edits(error_folder: Path) -> tuple[Edit, ...]:
     )
 
 
-def edit_configuration(text: str, *, error_folder: Path) -> str:
+def _listening_edits(host: str | None) -> tuple[Edit, ...]:
+    if host is None:
+        return ()
+    every_kind = " v4v6" if host == "::" else ""
+    pattern = r"^(frontend http_frontend\n    bind )\S+:(\d+)$"
+    return (Edit("clients' address", pattern, rf"\g<1>{host}:\g<2>{every_kind}"),)
+
+
+def edit_configuration(text: str, *, error_folder: Path, host: str | None = None) -> str:
     """Ray's configuration with every edit applied; one that is edited already stays as it is.
 
     Raises:
@@ -177,7 +191,7 @@ def edit_configuration(text: str, *, error_folder: Path) -> str:
     """
     if text.startswith(_MARK):
         return text
-    for edit in edits(error_folder):
+    for edit in edits(error_folder, host=host):
         text = edit.apply(text)
     return _MARK + text
 
@@ -217,13 +231,18 @@ def find_binary() -> str:
 
 
 def main() -> None:
-    """Edit the file behind `-f` in place and become HAProxy with the same arguments."""
-    arguments = sys.argv[1:]
+    """Edit the file behind `-f` in place and become HAProxy with the same arguments.
+
+    `--host HOST`, which is ours, comes before HAProxy's arguments.
+    """
+    arguments, host = sys.argv[1:], None
+    if arguments[:1] == ["--host"]:
+        host, arguments = "".join(arguments[1:2]), arguments[2:]
     try:
         path = Path(arguments[arguments.index("-f") + 1])
         write_error_files(path.parent)
         text = path.read_text(encoding="utf-8")
-        edited = edit_configuration(text, error_folder=path.parent)
+        edited = edit_configuration(text, error_folder=path.parent, host=host)
         path.write_text(edited, encoding="utf-8")
         binary = find_binary()
     except (ValueError, IndexError):

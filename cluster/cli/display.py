@@ -138,6 +138,12 @@ class _SecondsColumn(ProgressColumn):
         return Text(f"{seconds:5.1f} s", style="dim")
 
 
+def address_lines(addresses: list[str]) -> list[str]:
+    """Where the API and the page are, one address a line."""
+    first, *others = addresses
+    return [f"  API and page    {first}", *(f"                  {other}" for other in others)]
+
+
 def command_name() -> str:
     """How the user can call `shoal` from this folder: by name if it is on the path."""
     program = Path(sys.argv[0])

@@ -47,6 +47,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
         "phase": phase,
         "is_ready": False,
         "address": state.address,
+        "addresses": state.addresses,
         "dashboard": state.dashboard_address,
         "token_file": str(run.token_path),
         "models": list(state.models),
@@ -57,7 +58,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
     }
     if phase in ("ready", "starting"):
         try:
-            answer = call("GET", state.port, "/health/ready", host=state.host)
+            answer = call("GET", state.port, "/health/ready", host=state.contact_host)
             report["is_ready"] = answer.is_ok
         except OSError:
             pass
@@ -82,13 +83,15 @@ def _applications(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
+    from .display import address_lines
+
     minutes, seconds = divmod(int(report["uptime_s"]), 60)
     if report["phase"] == "dead":
         return [f"{report['name']}: its supervisor was killed; clean up with: shoal down"]
     lines = [
         f"{report['name']}: {report['phase']}{'' if report['is_ready'] else ', not ready'},"
         f" since {minutes} min {seconds} s",
-        f"  API and page    {report['address']}",
+        *address_lines(report["addresses"]),
         f"  Ray dashboard   {report['dashboard']}  (token: cat {report['token_file']})",
         f"  models          {', '.join(report['models'])}",
         f"  processes       {report['num_processes']}",

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Name
+from .options import KeyFile, Name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cluster.access import Access
     from cluster.local.folder import RunState
     from cluster.local.interrupts import Interrupts
     from cluster.local.supervisor import Deployment
+    from cluster.plan import Options
 
-FIRST_QUESTION = "What is Shoal?"
-_ANSWER_TOKENS = 256
+    from .question import Question
 
 
 def up(
@@ -27,7 +30,19 @@ def up(
     model: Annotated[
         str | None, typer.Option(help="A preset's name, or a folder with a model's files.")
     ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on (default: 127.0.0.1; 0.0.0.0: all).")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API and the page.")] = None,
+    allow_anonymous: Annotated[
+        bool,
+        typer.Option("--allow-anonymous", help="Serve other machines without any API key."),
+    ] = False,
+    new_key: Annotated[
+        bool,
+        typer.Option("--new-key", help="Need API keys; make the first one if there is none."),
+    ] = False,
+    key_file: KeyFile = None,
     replicas: Annotated[int | None, typer.Option(help="Copies of every model.")] = None,
     name: Name = "default",
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background.")] = False,
@@ -42,60 +57,87 @@ def up(
     from cluster.errors import UsageError
     from cluster.local.detached import DetachedStart
     from cluster.local.interrupts import Interrupts
+    from cluster.plan import Options
 
     from .display import make_display
+    from .question import Question
 
     if once and detach:
         raise UsageError("--once and --detach exclude each other")
+    options = Options(
+        model=model,
+        host=host,
+        port=port,
+        allow_anonymous=allow_anonymous or None,
+        replicas=replicas,
+    )
     console = Console(soft_wrap=True, highlight=False)
     with Interrupts() as interrupts:
         _refuse_or_clean(name, console)
-        deployment = plan_deployment(config, model=model, port=port, replicas=replicas)
+        deployment, access = plan_deployment(config, options, wants_new_key=new_key)
+        question = Question.prepare(access, key_file) if ask or once else None
+        _print_access(console, access)
         if detach:
             start = DetachedStart(name, deployment)
             with make_display(console) as display:
                 state = start.follow(display, interrupts)
-            if ask:
-                _ask(console, deployment, interrupts)
-            _print_addresses(console, state, is_detached=True)
+            if question is not None:
+                question.ask(console, deployment, interrupts)
+            _print_addresses(console, state, access, is_detached=True)
         else:
-            _run(console, name, deployment, interrupts, has_question=ask or once, is_once=once)
+            run = _Run(console, name, deployment, access, interrupts)
+            run.serve(question, is_once=once)
 
 
 def plan_deployment(
-    config: Path | None, *, model: str | None, port: int | None, replicas: int | None
-) -> Deployment:
+    config: Path | None, options: Options, *, wants_new_key: bool
+) -> tuple[Deployment, Access]:
     """Load, check and resolve the configuration, and render what Serve is asked to run.
 
     Raises:
-        UsageError: every problem of the configuration, or a port that is taken.
+        UsageError: every problem of the configuration, a port that is taken, or nobody decided
+            who may use the API.
     """
+    from cluster.access import decide_access
     from cluster.errors import UsageError
-    from cluster.local.ports import describe_listener, is_port_free
     from cluster.local.supervisor import Deployment
     from cluster.manifests import serve_applications
-    from cluster.plan import Options, load_config
+    from cluster.plan import load_config
     from cluster.planner import Machine, resolve
     from serve.errors import SetupError
 
     try:
-        options = Options(model=model, port=port, replicas=replicas)
         resolved = resolve(load_config(config, options=options), Machine.detect())
     except SetupError as exc:
         message = f"the configuration cannot be used\n{exc.message}"
         raise UsageError(message, hint="Nothing was started.") from exc
-    http = resolved.http
-    if not is_port_free(http.port):
-        raise UsageError(
-            f"port {http.port} is in use by {describe_listener(http.port)}",
-            hint="Choose another one: --port N, or `http: {port: N}` in the configuration.",
-        )
-    return Deployment(
-        body=serve_applications(resolved),
-        host=http.host,
-        port=http.port,
+    _check_listening(resolved.http.host, resolved.http.port)
+    access = decide_access(resolved.http, wants_new_key=wants_new_key)
+    deployment = Deployment(
+        body=serve_applications(resolved.model_copy(update={"http": access.http})),
+        host=access.http.host,
+        port=access.http.port,
         models=tuple(entry.name or "" for entry in resolved.models),
         longest_generation_s=max(entry.longest_generation_s for entry in resolved.models),
+    )
+    return deployment, access
+
+
+def _check_listening(host: str, port: int) -> None:
+    from cluster.errors import UsageError
+    from cluster.local.ports import describe_listener, listening_error
+
+    error = listening_error(host, port)
+    if error is None:
+        return
+    if error.errno == errno.EADDRINUSE:
+        raise UsageError(
+            f"port {port} is in use by {describe_listener(port)}",
+            hint="Choose another one: --port N, or `http: {port: N}` in the configuration.",
+        )
+    raise UsageError(
+        f"nothing can listen on port {port} of {host}: {error.strerror}",
+        hint="http.host (--host) must be an address of this machine, or 0.0.0.0 for all of them.",
     )
 
 
@@ -117,80 +159,90 @@ def _refuse_or_clean(name: str, console: Console) -> None:
     end_run(run)
 
 
-def _run(
-    console: Console,
-    name: str,
-    deployment: Deployment,
-    interrupts: Interrupts,
-    *,
-    has_question: bool,
-    is_once: bool,
-) -> None:
-    from cluster.local.folder import create_run
-    from cluster.local.supervisor import Supervisor
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A Shoal in the foreground."""
 
-    from .display import make_display
+    console: Console
+    name: str
+    deployment: Deployment
+    access: Access
+    interrupts: Interrupts
 
-    run = create_run(name)
-    display = make_display(console)
-    supervisor = Supervisor(run, deployment, listener=display, interrupts=interrupts)
-    try:
-        with display:
-            supervisor.start()
-        if has_question:
-            _ask(console, deployment, interrupts)
-        if not is_once and not interrupts.num_received:
-            _print_addresses(console, run.state, is_detached=False)
-            supervisor.watch()
-    finally:
+    def serve(self, question: Question | None, *, is_once: bool) -> None:
+        """Start, ask, serve until a signal, and end, whatever happens."""
+        from cluster.local.folder import create_run
+        from cluster.local.supervisor import Supervisor
+
+        from .display import make_display
+
+        console, interrupts = self.console, self.interrupts
+        run = create_run(self.name)
+        display = make_display(console)
+        supervisor = Supervisor(run, self.deployment, listener=display, interrupts=interrupts)
         try:
-            if not is_once:
-                console.print("\nEnding. Running answers may finish; Ctrl-C ends them at once.")
-        finally:  # whoever read our output may have gone: end all the same
-            supervisor.stop()
-    if not is_once:
-        console.print("Ended; nothing is left behind.")
+            with display:
+                supervisor.start()
+            if question is not None:
+                question.ask(console, self.deployment, interrupts)
+            if not is_once and not interrupts.num_received:
+                _print_addresses(console, run.state, self.access, is_detached=False)
+                supervisor.watch()
+        finally:
+            try:
+                if not is_once:
+                    console.print("\nEnding. Running answers may finish; Ctrl-C ends them at once.")
+            finally:  # whoever read our output may have gone: end all the same
+                supervisor.stop()
+        if not is_once:
+            console.print("Ended; nothing is left behind.")
 
 
-def _ask(console: Console, deployment: Deployment, interrupts: Interrupts) -> None:
-    """Ask the first model one question and print the answer as it streams."""
-    from cluster.chat import AnswerStream, Message
-
-    console.print(f"\n[bold]You[/bold]    {FIRST_QUESTION}\n[bold]Shoal[/bold]  ", end="")
-    question = [Message("user", FIRST_QUESTION)]
-    with AnswerStream(
-        deployment.host,
-        deployment.port,
-        question,
-        model=deployment.models[0],
-        max_tokens=_ANSWER_TOKENS,
-    ) as answer:
-        for piece in answer:
-            console.print(piece, end="", markup=False)
-            if interrupts.num_received:
-                break
-    console.print("\n")
+def _print_access(console: Console, access: Access) -> None:
+    """A key that was made, this once; and that everyone is served, if that is so."""
+    if access.new_key is not None:
+        lines = [
+            f"A new API key, shown only now; its hash is in {access.http.keys_file}:",
+            "",
+            f"  {access.new_key}",
+            "",
+        ]
+        console.print("\n".join(lines), markup=False)
+    if access.is_open_to_anyone:
+        console.print(
+            f"[bold yellow]warning:[/bold yellow] no API key is needed: anyone who can reach"
+            f" {access.http.host}:{access.http.port} can use the models."
+        )
 
 
-def _print_addresses(console: Console, state: RunState, *, is_detached: bool) -> None:
+def _print_addresses(
+    console: Console, state: RunState, access: Access, *, is_detached: bool
+) -> None:
+    from cluster.keys import KEY_VARIABLE
     from cluster.local.folder import DEFAULT_NAME, open_run
 
-    from .display import command_name
+    from .display import address_lines, command_name
 
     shoal = command_name()
     suffix = "" if state.name == DEFAULT_NAME else f" --name {state.name}"
     body = '{"messages": [{"role": "user", "content": "Hello!"}]}'
     if len(state.models) > 1:
         body = body.replace("{", f'{{"model": "{state.models[0]}", ', 1)
+    keys, grant = [], ""
+    if access.has_keys:
+        keys = [f"  API keys        in {access.http.keys_file}, as hashes; every request needs one"]
+        grant = f' -H "Authorization: Bearer ${KEY_VARIABLE}"'
     lines = [
         f"Serving {', '.join(state.models)}",
-        f"  API and page    {state.address}",
+        *address_lines(state.addresses),
+        *keys,
         f"  Ray dashboard   {state.dashboard_address}",
         f"                  it asks for a token: cat {open_run(state.name).token_path}",
         "Try",
+        *([f"  export {KEY_VARIABLE}=...  # the key"] if keys else []),
         f"  {shoal} chat{suffix}",
         f"  {shoal} status{suffix}",
-        f"  curl {state.address}/v1/chat/completions -H 'Content-Type: application/json' \\",
+        f"  curl {state.address}/v1/chat/completions{grant} -H 'Content-Type: application/json' \\",
         f"    -d '{body}'",
         f"End it with {shoal} down{suffix}" if is_detached else "Ctrl-C ends it.",
     ]

@@ -18,6 +18,7 @@ from .ports import find_free_block, find_free_ports, is_port_free
 from .processes import RUN_ID_VARIABLE
 
 RUN_FOLDER_VARIABLE = "SHOAL_RUN_DIR"
+HAS_PROXY = sys.platform.startswith("linux")  # elsewhere Serve has no HAProxy and listens itself
 _DASHBOARD_PORT = 8265
 _NUM_REPLICA_PORTS = 100
 
@@ -64,7 +65,7 @@ def build_environment(
     environment[RUN_ID_VARIABLE] = run.state.run_id
     environment[RUN_FOLDER_VARIABLE] = str(run.path)
     environment["PYTHONPATH"] = _with_own_package(environment.get("PYTHONPATH", ""))
-    if sys.platform.startswith("linux"):
+    if HAS_PROXY:
         environment.update(_proxy_variables(run, ports, longest_generation_s=longest_generation_s))
     return environment
 
@@ -126,9 +127,9 @@ def _proxy_variables(
     }
 
 
-def write_proxy_launcher(run: RunFolder) -> None:
-    """Write the small program that Ray starts in HAProxy's place: `cluster.haproxy`."""
+def write_proxy_launcher(run: RunFolder, *, host: str) -> None:
+    """Write the small program that Ray starts in HAProxy's place: `cluster.haproxy` on `host`."""
     launcher = run.proxy_path / "launch"
-    python = shlex.quote(sys.executable)
-    launcher.write_text(f'#!/bin/sh\nexec {python} -m cluster.haproxy "$@"\n', encoding="utf-8")
+    program = f"{shlex.quote(sys.executable)} -m cluster.haproxy --host {shlex.quote(host)}"
+    launcher.write_text(f'#!/bin/sh\nexec {program} "$@"\n', encoding="utf-8")
     launcher.chmod(0o700)

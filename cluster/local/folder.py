@@ -22,6 +22,7 @@ from typing import Any
 
 from cluster.errors import AlreadyRunningError, NotRunningError, UsageError
 
+from .addresses import contact_host, listening_addresses, url_of
 from .processes import ProcessId
 
 DEFAULT_NAME = "default"
@@ -44,9 +45,19 @@ class RunState:
     processes: tuple[ProcessId, ...] = ()
 
     @property
+    def contact_host(self) -> str:
+        """The address at which this machine reaches the API."""
+        return contact_host(self.host)
+
+    @property
     def address(self) -> str:
-        """Where the API and the page are."""
-        return f"http://{self.host}:{self.port}"
+        """Where the API and the page are, for this machine."""
+        return url_of(self.contact_host, self.port)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the API and the page are, for others as well."""
+        return [url_of(host, self.port) for host in listening_addresses(self.host)]
 
     @property
     def dashboard_address(self) -> str:

@@ -1,4 +1,4 @@
-"""Free TCP ports on loopback, and who holds one that is not free.
+"""Free TCP ports, and who holds one that is not free.
 
 Not a reservation: a port found free may be taken before it is bound; whoever binds it says so.
 """
@@ -23,6 +23,20 @@ def is_port_free(port: int, *, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
+
+
+def listening_error(host: str, port: int) -> OSError | None:
+    """Why nobody can listen on `port` of `host` now; None where it is free."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as exc:
+        return exc
+    return None
 
 
 def find_free_ports(num_ports: int, *, host: str = "127.0.0.1") -> list[int]:

@@ -18,7 +18,8 @@ from typing import Any
 
 from cluster.errors import CommandError, InterruptedStartError, LostError, StartError
 
-from .environment import RunPorts, build_environment, write_proxy_launcher
+from .addresses import LOOPBACK, contact_host
+from .environment import HAS_PROXY, RunPorts, build_environment, write_proxy_launcher
 from .folder import RunFolder
 from .interrupts import Interrupts
 from .loopback_http import ServeApi, call
@@ -55,6 +56,18 @@ class Deployment:
     models: tuple[str, ...]
     longest_generation_s: float
 
+    @property
+    def contact_host(self) -> str:
+        """The address at which this machine reaches the API."""
+        return contact_host(self.host)
+
+    def local_body(self) -> dict[str, Any]:
+        """`body` for this machine: HAProxy alone faces `host`, what is behind it is on loopback."""
+        if not HAS_PROXY:
+            return self.body
+        options = {**self.body.get("http_options", {}), "host": LOOPBACK}
+        return {**self.body, "http_options": options}
+
 
 class Supervisor:
     """One run, from its folder to its end. Call `start`, `watch`, and always `stop`."""
@@ -69,6 +82,7 @@ class Supervisor:
     ) -> None:
         self._run = run
         self._deployment = deployment
+        self._body = deployment.local_body()
         self._listener = listener
         self._interrupts = interrupts
         self._ports = RunPorts.choose(run.state.name)
@@ -139,7 +153,7 @@ class Supervisor:
             end_run(self._run, core=tuple(self._core.values()))
 
     def _start_ray(self) -> None:
-        write_proxy_launcher(self._run)
+        write_proxy_launcher(self._run, host=self._deployment.host)
         failure = self._run_starter()
         if failure is not None and _TOO_SLOW in failure:
             end_processes(descendants, grace_s=1.0)
@@ -182,9 +196,7 @@ class Supervisor:
 
         def put() -> None:
             try:
-                answer = self._serve_api.put_applications(
-                    self._deployment.body, timeout_s=_PUT_TIMEOUT_S
-                )
+                answer = self._serve_api.put_applications(self._body, timeout_s=_PUT_TIMEOUT_S)
                 failures.append(None if answer.is_ok else answer.text)
             except OSError as exc:
                 failures.append(str(exc))
@@ -224,7 +236,8 @@ class Supervisor:
 
     def _is_ready(self) -> bool:
         try:
-            answer = call("GET", self._deployment.port, "/health/ready", host=self._deployment.host)
+            host, port = self._deployment.contact_host, self._deployment.port
+            answer = call("GET", port, "/health/ready", host=host)
         except OSError:
             return False
         return answer.is_ok
@@ -252,9 +265,9 @@ class Supervisor:
         stay until their answers are out; then there is nothing left to end gently.
         """
         num_wanted = self._interrupts.num_received + 1
-        applications = self._deployment.body["applications"]
+        applications = self._body["applications"]
         inner = [item for item in applications if item.get("route_prefix") is None]
-        body = {**self._deployment.body, "applications": inner}
+        body = {**self._body, "applications": inner}
         routed = {item["name"] for item in applications} - {item["name"] for item in inner}
 
         def put() -> None:
