@@ -13,7 +13,21 @@ import typer
 
 from cluster.errors import CommandError
 
-from . import chat, down, download, inspect_model, keys, logs, status, up
+from . import (
+    chat,
+    deploy,
+    down,
+    download,
+    inspect_model,
+    keys,
+    logs,
+    manifests,
+    rollback,
+    status,
+    undeploy,
+    up,
+    upgrade,
+)
 
 EXIT_CODES = """Exit codes:
 
@@ -46,6 +60,11 @@ app.command("down", epilog=EXIT_CODES)(down.down)
 app.command("inspect", epilog=EXIT_CODES)(inspect_model.inspect)
 app.add_typer(keys.app, name="keys", epilog=EXIT_CODES)
 app.command("download", epilog=EXIT_CODES)(download.download)
+app.command("deploy", epilog=EXIT_CODES)(deploy.deploy)
+app.command("upgrade", epilog=EXIT_CODES)(upgrade.upgrade)
+app.command("rollback", epilog=EXIT_CODES)(rollback.rollback)
+app.command("undeploy", epilog=EXIT_CODES)(undeploy.undeploy)
+app.command("manifests", epilog=EXIT_CODES)(manifests.manifests)
 
 
 def main() -> None:

@@ -47,11 +47,16 @@ class PodNeed:
 
 @dataclass(frozen=True, slots=True)
 class SecretNeed:
-    """A Secret that must exist, with `key` in it (empty: any); `holds_keys`: API keys."""
+    """A Secret that must exist, with `key` in it (empty: any).
+
+    `holds_keys`: with API keys. `is_ray_token`: the chart makes it where no value names one, which
+    a rendering without a server does not show.
+    """
 
     name: str
     key: str = ""
     holds_keys: bool = False
+    is_ray_token: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,7 @@ def _secrets(objects: list[Manifest]) -> Iterator[SecretNeed]:
             cluster = found["spec"]["rayClusterConfig"]
             token = (cluster.get("authOptions") or {}).get("secretName")
             if token:
-                yield SecretNeed(token, "auth_token")
+                yield SecretNeed(token, "auth_token", is_ray_token=True)
             redis = (cluster.get("gcsFaultToleranceOptions") or {}).get("redisPassword") or {}
             reference = (redis.get("valueFrom") or {}).get("secretKeyRef")
             if reference:

@@ -154,7 +154,8 @@ def _secrets(
 ) -> Iterator[Problem]:
     for need in needs.secrets:
         key = key_of(values, need.name) or f"Secret {need.name}"
-        if need.name in facts.unseen_secrets:
+        is_made = need.is_ray_token and not key_of(values, need.name)
+        if need.name in facts.unseen_secrets or is_made:
             continue
         found = facts.secrets.get(need.name)
         wanted = values.get("auth", {}).get("apiKeys", {}).get("key", "keys")

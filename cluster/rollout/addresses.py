@@ -46,6 +46,7 @@ def addresses_of(objects: list[Manifest], *, context: str, namespace: str) -> Ad
     service = _only(objects, "Service")
     name = _only(objects, "RayService")["metadata"]["name"]
     token = _only(objects, "RayService")["spec"]["rayClusterConfig"]["authOptions"]["secretName"]
+    token_key = "-o jsonpath='{.data.auth_token}' | base64 -d"
     port = int(service["spec"]["ports"][0]["port"])
     return Addresses(
         url=_outside(objects, service, port),
@@ -53,7 +54,7 @@ def addresses_of(objects: list[Manifest], *, context: str, namespace: str) -> Ad
         api_port=port,
         dashboard_forward=f"{kubectl} port-forward service/{name}-head-svc"
         f" {_DASHBOARD_PORT}:{_DASHBOARD_PORT}",
-        token_command=f"{kubectl} get secret {token} -o jsonpath='{{.data.auth_token}}' | base64 -d",
+        token_command=f"{kubectl} get secret {token} {token_key}",
     )
 
 

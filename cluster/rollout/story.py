@@ -14,7 +14,7 @@ import yaml
 
 from .changes import Changes, Manifest
 
-Way = Literal["nothing", "in place", "new cluster", "incremental", "recreate"]
+Way = Literal["nothing", "in place", "new cluster", "incremental", "recreate", "suspend"]
 # KubeRay keeps the cluster that it has replaced for this long (rayClusterDeletionDelaySeconds).
 LINGER_S = 60
 _MAX_LINES = 8
@@ -28,11 +28,6 @@ class Story:
     lines: tuple[str, ...] = ()
     refusal: str = ""
     hint: str = ""
-
-    @property
-    def interrupts(self) -> bool:
-        """Whether nobody is served for a while."""
-        return self.way == "recreate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +51,8 @@ def tell(changes: Changes, service: Manifest, situation: Situation, *, recreate:
     """The story of bringing `service`, the new RayService, to the running one."""
     if situation.upgrading and not recreate:
         return _already_upgrading(situation)
+    if service["spec"].get("suspend"):
+        return _suspend(situation)
     kind = _upgrade_type(service)
     template = (*changes.template, *situation.parked)
     if recreate or situation.is_suspended:
@@ -82,6 +79,18 @@ def _already_upgrading(situation: Situation) -> Story:
         refusal=f"an upgrade is under way: cluster {situation.upgrading} comes up{stalled}",
         hint="A change now would reach that one only, and nothing but suspending everything cancels"
         " it: wait, or shoal upgrade --recreate (a break for the time of a start).",
+    )
+
+
+def _suspend(situation: Situation) -> Story:
+    if situation.is_suspended:
+        return Story("suspend", ("It stays suspended; what changes counts from its next start.",))
+    return Story(
+        "suspend",
+        (
+            "Everything is suspended: every pod ends, streams that run are cut, nobody is served.",
+            "Claims, Secrets and the address stay. Start it again: --set suspend=false",
+        ),
     )
 
 
