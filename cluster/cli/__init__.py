@@ -22,6 +22,7 @@ from . import (
     keys,
     logs,
     manifests,
+    plan,
     rollback,
     status,
     undeploy,
@@ -58,6 +59,7 @@ app.command("chat", epilog=EXIT_CODES)(chat.chat)
 app.command("logs", epilog=EXIT_CODES)(logs.logs)
 app.command("down", epilog=EXIT_CODES)(down.down)
 app.command("inspect", epilog=EXIT_CODES)(inspect_model.inspect)
+app.command("plan", epilog=EXIT_CODES)(plan.plan)
 app.add_typer(keys.app, name="keys", epilog=EXIT_CODES)
 app.command("download", epilog=EXIT_CODES)(download.download)
 app.command("deploy", epilog=EXIT_CODES)(deploy.deploy)

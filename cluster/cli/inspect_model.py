@@ -126,7 +126,7 @@ def _show(console: Console, subject: Subject, report: dict[str, Any]) -> None:
             part["name"] + note,
             f"{part['parameters']:,}",
             _percent(part["share"]),
-            f"{part['bytes_bfloat16'] / 1e9:,.3f} GB",
+            _bytes(part["bytes_bfloat16"]),
         )
     table.add_section()
     for name, count in (
@@ -134,7 +134,7 @@ def _show(console: Console, subject: Subject, report: dict[str, Any]) -> None:
         ("without embeddings", report["parameters_without_embeddings"]),
     ):
         share = _percent(count / report["parameters"])
-        table.add_row(name, f"{count:,}", share, f"{2 * count / 1e9:,.3f} GB", style="bold")
+        table.add_row(name, f"{count:,}", share, _bytes(2 * count), style="bold")
     console.print(table)
     _show_cache(console, report)
     _show_sizes(console, subject)
@@ -162,10 +162,10 @@ def _show_sizes(console: Console, subject: Subject) -> None:
     shape = subject.shape
     legal = legal_tensor_parallel_sizes(shape)
     table = Table(box=None, pad_edge=False)
-    table.add_column("tensor parallel", justify="right")
+    table.add_column("TP", justify="right")
     for title in (f"{shape.num_heads} heads", f"FFN {shape.ffn}", f"{shape.num_kv_heads} KV heads"):
         table.add_column(title, justify="center")
-    table.add_column("a shard in bfloat16", justify="right")
+    table.add_column("bytes a shard", justify="right")
     table.add_column("")
     for size in sorted({*range(1, _SIZES_SHOWN + 1), *legal}):
         rules = (
@@ -178,11 +178,12 @@ def _show_sizes(console: Console, subject: Subject) -> None:
             str(size),
             *("[green]yes[/green]" if kept else "[red]no[/red]" for kept in rules),
             f"{2 * shape.num_shard_params(size) / 1e9:,.2f} GB" if size in legal else "not legal",
-            f"each KV head on {copies} shards" if size in legal and copies > 1 else "",
+            f"KV heads x {copies}" if size in legal and copies > 1 else "",
             style="" if size in legal else "dim",
         )
     console.print(
-        "\nA size is legal if it divides the heads and the FFN, and the KV heads divide it or it them."
+        "\nTensor-parallel sizes (TP): legal are those that divide the heads and the FFN, and that"
+        " divide the KV heads or are a multiple of them."
     )
     console.print(table)
 
@@ -195,6 +196,10 @@ def _show_count(console: Console, report: dict[str, Any]) -> None:
         console.print("\naccelerate disagrees:\n  " + "\n  ".join(count["differences"]))
     else:
         console.print("\naccelerate counts the same, part by part.")
+
+
+def _bytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.3f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.3f} MB"
 
 
 def _percent(share: float) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .hardware import Node
-from .layouts import Layout
+from .layouts import YARN_SEQUENCES, Layout
+from .memory import GB
 from .speed import Roofline
 
 # Sequences that decode at once on the whole node, and their length, when layouts are compared.
@@ -57,15 +58,38 @@ def _reason(best: Layout, able: list[Layout], shorter: list[Layout], node: Node)
     reasons = []
     if shorter:
         names = " and ".join(f"TP {layout.size}" for layout in shorter)
-        lengths = ", ".join(f"{layout.max_model_len:,}" for layout in shorter)
-        reasons.append(f"it holds texts of {best.max_model_len:,} tokens, {names} only {lengths}")
+        held = f"{YARN_SEQUENCES} texts" if best.yarn else "a text"
+        does = "does" if len(shorter) == 1 else "do"
+        reasons.append(
+            f"its KV cache holds {held} of {best.max_model_len:,} tokens, as {names} {does} not"
+        )
     others = [layout for layout in able if layout is not best]
     if others:
         speeds = ", ".join(
             f"{busy_tokens_per_s(layout, node):,.0f} with TP {layout.size}" for layout in others
         )
         reasons.append(
-            f"{BUSY_SEQUENCES} sequences on the node decode at"
+            f"{BUSY_SEQUENCES} texts on the node are continued at"
             f" {busy_tokens_per_s(best, node):,.0f} tok/s ({speeds})"
         )
+        reasons.append(_trade(best, others[0] if others[0].size < best.size else others[-1], node))
     return "; ".join(reasons) or "it is the only size that works here"
+
+
+def _trade(best: Layout, other: Layout, node: Node) -> str:
+    """What the best layout gains and pays against one that is split otherwise."""
+    assert node.device is not None, "a node with GPUs has their figures"
+    ours = Roofline(best.shape, best.size, node.device)
+    theirs = Roofline(other.shape, other.size, node.device)
+    batch = max(1, BUSY_SEQUENCES // best.num_replicas)
+    if best.size < other.size:
+        cost_s = theirs.decode(batch, BUSY_CONTEXT).all_reduce_s
+        return (
+            f"{best.num_replicas} copies lose less with a GPU, and TP {other.size} would spend"
+            f" {cost_s * 1e3:.1f} ms of a step on all-reduces"
+        )
+    cost_s = ours.decode(batch, BUSY_CONTEXT).all_reduce_s
+    return (
+        f"a GPU reads {ours.read_bytes / GB:.1f} GB of weights a step instead of"
+        f" {theirs.read_bytes / GB:.1f} with TP {other.size}, for {cost_s * 1e3:.1f} ms of all-reduces"
+    )

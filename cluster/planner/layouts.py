@@ -22,7 +22,7 @@ from .memory import GB, Memory, cpu_memory, gpu_memory
 
 # YaRN is static and costs a little on short texts: it is switched on by itself only where at least
 # this many full-length sequences can run at once.
-_YARN_SEQUENCES = 4
+YARN_SEQUENCES = 4
 _SHORTER = (32_768, 16_384, 8_192, 4_096)
 CONTEXTS = (4_096, 32_768, 131_072)
 
@@ -107,7 +107,7 @@ def _length(shape: ModelShape, kv_tokens: int, demand: Demand) -> tuple[int, boo
         return demand.max_model_len, demand.yarn is True or (is_longer and can_stretch)
     if can_stretch:
         longest = stretch_with_yarn(shape).max_positions
-        if demand.yarn is True or kv_tokens >= _YARN_SEQUENCES * longest:
+        if demand.yarn is True or kv_tokens >= YARN_SEQUENCES * longest:
             return longest, True
     lengths = sorted({shape.max_positions, *_SHORTER}, reverse=True)
     fitting = [length for length in lengths if length <= min(kv_tokens, shape.max_positions)]

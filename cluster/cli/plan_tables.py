@@ -1,0 +1,191 @@
+"""Shows one plan as tables: layouts, memory, and the terms of the predicted speed."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.planner.choice import BUSY_CONTEXT, BUSY_SEQUENCES, busy_tokens_per_s
+from cluster.planner.layouts import CONTEXTS, Layout
+from cluster.planner.memory import GB
+from cluster.planner.plan import ModelPlan
+from cluster.planner.prediction import Prediction
+
+_CALIBRATION = (
+    "Predicted, not measured: a roofline, calibrated on published figures of another engine (vLLM on"
+    " an A100). Figures that it had not seen were mostly within 10 %; the README lists each error."
+)
+_CPU_CALIBRATION = (
+    "Predicted from this machine's memory and arithmetic, measured just now, other work included."
+)
+
+
+def show_plan(console: Console, plan: ModelPlan, origin: str) -> None:
+    """Print a plan; where nothing fits, why, and what would."""
+    billions = plan.subject.shape.num_params / 1e9
+    console.print(
+        f"[bold]{plan.subject.title}[/bold] ({billions:.2f} billion parameters) on"
+        f" [bold]{plan.node.title}[/bold], {origin}\n"
+    )
+    console.print(_layouts(plan))
+    chosen = plan.chosen
+    if chosen is None:
+        console.print(Text(f"\nIt does not fit. {plan.refused}", style="bold red"))
+        if plan.would_fit:
+            console.print("What would fit:\n" + "\n".join(f"  - {text}" for text in plan.would_fit))
+        return
+    console.print(f"\n[bold]{_headline(plan, chosen)}[/bold]: {plan.reason}.")
+    console.print(_length(plan, chosen))
+    console.print()
+    console.print(_memory(plan, chosen))
+    prediction = plan.prediction(chosen)
+    if prediction is not None:
+        console.print()
+        console.print(_speed(prediction))
+        console.print(_times(prediction))
+        note = _CALIBRATION if plan.node.num_gpus else _CPU_CALIBRATION
+        console.print(Text(note, style="dim"))
+
+
+def _headline(plan: ModelPlan, chosen: Layout) -> str:
+    if not plan.node.num_gpus:
+        return f"TP {chosen.size}, 1 copy"
+    idle = plan.node.num_gpus - chosen.size * chosen.num_replicas
+    copies = "copy" if chosen.num_replicas == 1 else "copies"
+    rest = f", {idle} GPUs left over" if idle else ""
+    return f"TP {chosen.size}, {chosen.num_replicas} {copies} a node{rest}"
+
+
+def _length(plan: ModelPlan, chosen: Layout) -> str:
+    most = plan.demand.engine.max_running_sequences
+    limit = f"The engine decodes at most {most} sequences at once (engine.max_running_sequences)."
+    if chosen.yarn:
+        return (
+            f"Texts of up to {chosen.max_model_len:,} tokens, by YaRN, which is static and costs a"
+            f" little on short texts. {limit}"
+        )
+    return f"Texts of up to {chosen.max_model_len:,} tokens, without YaRN. {limit}"
+
+
+def _layouts(plan: ModelPlan) -> Table:
+    """A row for each size: what it holds, how fast it is, or why it does not work."""
+    has_speed = plan.node.device is not None
+    table = Table(box=None, pad_edge=False)
+    for title in ("TP", "copies", "weights", "KV tokens", "longest"):
+        table.add_column(title, justify="right")
+    for context in CONTEXTS:
+        table.add_column(f"x {context:,}", justify="right")
+    if has_speed:
+        for title in ("1 text", f"{BUSY_SEQUENCES} texts", "TTFT"):
+            table.add_column(title, justify="right")
+    table.add_column("")
+    for layout in plan.layouts:
+        is_chosen = layout is plan.chosen
+        if layout.problem is not None:
+            blanks = [""] * (len(table.columns) - 2)
+            table.add_row(str(layout.size), *blanks, layout.problem, style="dim")
+            continue
+        cells = [
+            str(layout.size),
+            str(layout.num_replicas),
+            f"{layout.memory.weight_bytes / GB:.1f} GB",
+            f"{layout.memory.kv_tokens:,}",
+            f"{layout.max_model_len:,}",
+            *(_count(layout, context) for context in CONTEXTS),
+            *(_speeds(plan, layout) if has_speed else ()),
+        ]
+        mark = "<- chosen" if is_chosen else ""
+        table.add_row(*cells, mark, style="bold" if is_chosen else "")
+    where = "a GPU" if plan.node.num_gpus else "a copy"
+    table.caption = (
+        f"weights of {where}; KV tokens and full-length sequences (x) of a copy; tok/s of the whole"
+        f" node with 1 and {BUSY_SEQUENCES} texts of {BUSY_CONTEXT:,} tokens"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _count(layout: Layout, context: int) -> str:
+    return str(layout.num_sequences(context)) if context <= layout.max_model_len else "-"
+
+
+def _speeds(plan: ModelPlan, layout: Layout) -> tuple[str, str, str]:
+    prediction = plan.prediction(layout)
+    assert prediction is not None, "the node's speed is known"
+    return (
+        f"{prediction.tokens_per_s(1):,.0f} tok/s",
+        f"{busy_tokens_per_s(layout, plan.node):,.0f} tok/s",
+        _seconds(prediction.ttft_s),
+    )
+
+
+def _memory(plan: ModelPlan, chosen: Layout) -> Table:
+    memory, is_gpu = chosen.memory, bool(plan.node.num_gpus)
+    table = Table("memory of a GPU" if is_gpu else "memory of the copy", box=None, pad_edge=False)
+    table.add_column("GB", justify="right")
+    table.add_column("")
+    rows = (
+        ("weights", memory.weight_bytes, f"a shard of {chosen.size}" if is_gpu else ""),
+        ("activations", memory.activation_bytes, _step_text(plan)),
+        (
+            "CUDA and framework" if is_gpu else "Ray, Python, torch",
+            memory.framework_bytes,
+            "context, kernels, graphs, NCCL" if is_gpu else "",
+        ),
+        ("KV cache", memory.kv_bytes, f"{memory.kv_tokens:,} tokens"),
+        ("free", memory.free_bytes, "margin for fragmentation" if is_gpu else ""),
+        ("driver" if is_gpu else "in use by others", memory.reserved_bytes, ""),
+    )
+    for name, num_bytes, note in rows:
+        table.add_row(name, f"{num_bytes / GB:.2f}", Text(note, style="dim"))
+    table.add_row("total", f"{memory.total_bytes / GB:.2f}", "", style="bold")
+    return table
+
+
+def _step_text(plan: ModelPlan) -> str:
+    engine = plan.demand.engine
+    return f"a step of {engine.token_budget} tokens, {engine.max_running_sequences} sequences"
+
+
+def _speed(prediction: Prediction) -> Table:
+    """The roofline's terms, in milliseconds a step."""
+    table = Table(box=None, pad_edge=False)
+    titles = ("batch", "weights", "KV", "arithmetic", "all-reduce", "launches", "step", "tok/s")
+    for title in (*titles, "each", "bound by"):
+        table.add_column(title, justify="right")
+    for batch, step in prediction.steps.items():
+        terms = (
+            step.weights_s,
+            step.kv_s,
+            step.flops_s,
+            step.all_reduce_s,
+            step.launch_s,
+            step.seconds,
+        )
+        total = prediction.tokens_per_s(batch)
+        table.add_row(
+            str(batch),
+            *(f"{term * 1e3:.2f} ms" for term in terms),
+            f"{total:,.0f}",
+            f"{total / batch:,.1f}",
+            step.bound,
+        )
+    table.title = (
+        f"one copy, texts of {prediction.context_tokens:,} tokens: step = max(weights + KV,"
+        " arithmetic) + all-reduce + launches"
+    )
+    table.title_justify = "left"
+    return table
+
+
+def _times(prediction: Prediction) -> str:
+    return (
+        f"\nFirst token of a prompt of {prediction.prompt_tokens:,} tokens after"
+        f" {_seconds(prediction.ttft_s)}; ready {prediction.load_s:.0f} s after the start (assumed:"
+        " weights at 1.5 GB/s)."
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
