@@ -16,11 +16,14 @@ def main() -> None:
     parser.add_argument("--namespace", default="shoal", help="made with restricted pod security")
     parser.add_argument("--nodes", action="store_true", help="adds a scheduler and fake GPU nodes")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="shoal-api-") as folder:
             _serve(Path(folder), options.namespace, with_nodes=options.nodes)
     except ToolMissingError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("ended")
 
 
 def _serve(folder: Path, namespace: str, *, with_nodes: bool) -> None:
@@ -32,7 +35,7 @@ def _serve(folder: Path, namespace: str, *, with_nodes: bool) -> None:
             Nodes(server).add_examples()
         print(f"export KUBECONFIG={server.kubeconfig}   # namespace {namespace}; Ctrl-C ends it")
         sys.stdout.flush()
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ _CLUSTER_WIDE = {
     "ClusterRole",
     "ClusterRoleBinding",
     "PriorityClass",
+    "RuntimeClass",
     "StorageClass",
     "GatewayClass",
     "SubjectAccessReview",

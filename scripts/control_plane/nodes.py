@@ -72,8 +72,7 @@ class Nodes:
             "metadata": {"name": name, "labels": labels},
         }
         self._api.create(node)
-        ready = {"type": "Ready", "status": "True", "reason": "Fake"}
-        status = {"capacity": room, "allocatable": room, "conditions": [ready]}
+        status = {"capacity": room, "allocatable": room}
         self._api.merge(node, {"status": status}, subresource="status")
         # Admission taints every new node as not ready, and a controller would take that back.
         self._api.merge(node, {"spec": {"taints": [_GPU_TAINT] if gpus else None}})
