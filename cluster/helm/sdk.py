@@ -17,7 +17,7 @@ except Exception as exc:  # its own class cannot be had from a package that fail
 
 from cluster.errors import NotRunningError
 
-from .chart import chart_path
+from .chart import chart_archive
 from .failures import explain, is_not_found
 from .release import Release, Revision, Values, normalise
 from .uninterrupted import uninterrupted
@@ -39,7 +39,7 @@ class SdkEngine:
     def render(self, values: Values, *, name: str, namespace: str) -> str:
         def run() -> str:
             with (
-                helm_python.Chart.load(chart_path()) as chart,
+                helm_python.Chart.load_archive(chart_archive()) as chart,
                 helm_python.Config(storage_driver="memory", namespace=namespace) as config,
             ):
                 made = config.install(chart, name, values, dry_run="client")
@@ -51,7 +51,7 @@ class SdkEngine:
         dry_run = "server" if is_dry_run else None
 
         def run() -> str:
-            with helm_python.Chart.load(chart_path()) as chart, self._config() as config:
+            with helm_python.Chart.load_archive(chart_archive()) as chart, self._config() as config:
                 if is_upgrade:
                     made = config.upgrade(
                         chart, name, values, timeout=_TIMEOUT_S, dry_run=dry_run, reset_values=True

@@ -20,7 +20,7 @@ from cluster.kube import RAY_CLUSTER, Kube
 from .changes import Manifest
 from .follow import Tell, Wait, Watcher, follow
 from .machine import Ending, Verdict
-from .rollout import Goal, Rollout
+from .rollout import SETTLE_S, Goal, Rollout
 from .situation import live_patches
 
 Values = dict[str, Any]
@@ -116,7 +116,7 @@ class Release:
         if following is None:
             return None
         now_s = time.monotonic()
-        limited = Goal(goal.name, following.limit_s, goal.former_cluster)
+        limited = Goal(goal.name, following.limit_s, goal.former_cluster, SETTLE_S)
         machine = Rollout(limited, now_s=now_s)
         return follow(watcher, machine, wait=following.wait, tell=following.tell)
 
