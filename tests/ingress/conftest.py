@@ -1,5 +1,6 @@
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -19,6 +20,16 @@ from serve.testing.tokenizer import write_tokenizer
 MAX_MODEL_LEN = 512
 MAX_ANSWER_TOKENS = 400
 MAX_BODY_BYTES = 256 * 1024
+
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 class Api:
@@ -162,3 +173,15 @@ def live(served: tuple[ServedModel, ServedModel]) -> Iterator[Api]:
 def api(live: Api) -> Api:
     live.reset()
     return live
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("needs Chromium")
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=found, args=CHROMIUM_ARGUMENTS)
+        yield made
+        made.close()

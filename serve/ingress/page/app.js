@@ -1,6 +1,9 @@
 // The chat page: one conversation, kept in this tab only, streamed from /v1/chat/completions.
 // Everything that a model or a user wrote reaches the document through text nodes alone.
+// An API key, where the server asks for one, is kept in sessionStorage: in this tab, until it closes.
 "use strict";
+
+const KEY_PLACE = "shoal-api-key";
 
 const byId = (id) => document.getElementById(id);
 const parts = {
@@ -12,6 +15,11 @@ const parts = {
   conversation: byId("conversation"),
   empty: byId("empty"),
   error: byId("error"),
+  document: byId("document"),
+  keyForm: byId("key-form"),
+  apiKey: byId("api-key"),
+  keyProblem: byId("key-problem"),
+  forgetKey: byId("forget-key"),
   composer: byId("composer"),
   question: byId("question"),
   clear: byId("clear"),
@@ -24,16 +32,40 @@ const parts = {
 let turns = []; // {role, content} of the conversation so far
 let running = null; // AbortController of the answer that streams now
 let lastRequest = null; // body of the last request, for curl
+let apiKey = storedKey();
+
+// The server answered 401.
+class KeyNeeded extends Error {}
 
 async function loadModels() {
   try {
-    const response = await fetch("v1/models");
+    const response = await call("v1/models");
     const found = await response.json();
     if (!response.ok) throw new Error(found.error.message);
     parts.model.replaceChildren(...found.data.map((model) => new Option(model.id, model.id)));
     parts.model.disabled = false;
+    showKeyForm(false);
   } catch (error) {
-    showError(`The list of models could not be read: ${error.message}`);
+    showFailure(error, `The list of models could not be read: ${error.message}`);
+  }
+}
+
+// A browser may forbid storage altogether: the key then lives until the page is reloaded.
+function storedKey() {
+  try {
+    return sessionStorage.getItem(KEY_PLACE) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+function setKey(key) {
+  apiKey = key;
+  try {
+    if (key === "") sessionStorage.removeItem(KEY_PLACE);
+    else sessionStorage.setItem(KEY_PLACE, key);
+  } catch {
+    return;
   }
 }
 
@@ -65,7 +97,7 @@ async function ask(question) {
     await readAnswer(lastRequest, running.signal, (chunk) => takeChunk(answer, view, chunk));
   } catch (error) {
     if (error.name === "AbortError") answer.reason = "stopped";
-    else showError(error.message);
+    else showFailure(error, error.message);
   }
   view.turn.classList.remove("writing");
   setRunning(null);
@@ -121,8 +153,16 @@ function facts(answer) {
 
 // --- the wire --------------------------------------------------------------------------------
 
+async function call(path, options = {}) {
+  const headers = { ...options.headers };
+  if (apiKey !== "") headers.authorization = `Bearer ${apiKey}`;
+  const response = await fetch(path, { ...options, headers });
+  if (response.status === 401) throw new KeyNeeded();
+  return response;
+}
+
 async function readAnswer(body, signal, onChunk) {
-  const response = await fetch("v1/chat/completions", {
+  const response = await call("v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json" },
     body: JSON.stringify(body),
@@ -158,7 +198,8 @@ async function errorText(response) {
 function curlCommand(body) {
   const quoted = JSON.stringify(body).replaceAll("'", `'\\''`);
   const address = new URL("v1/chat/completions", document.baseURI);
-  return `curl -N ${address} -H 'content-type: application/json' -d '${quoted}'`;
+  const grant = apiKey === "" ? "" : ` -H "authorization: Bearer $SHOAL_API_KEY"`;
+  return `curl -N ${address}${grant} -H 'content-type: application/json' -d '${quoted}'`;
 }
 
 // --- the document ----------------------------------------------------------------------------
@@ -206,6 +247,43 @@ function showError(message) {
   parts.error.textContent = message;
   parts.error.hidden = message === "";
 }
+
+// A missing or wrong key is asked for; everything else is told.
+function showFailure(error, message) {
+  if (!(error instanceof KeyNeeded)) return showError(message);
+  showKeyProblem(apiKey === "" ? "" : "The server does not know this key, or it has expired.");
+  setKey("");
+  showKeyForm(true);
+}
+
+function showKeyForm(isNeeded) {
+  parts.keyForm.hidden = !isNeeded;
+  parts.composer.hidden = isNeeded;
+  parts.forgetKey.hidden = apiKey === "";
+  parts.document.hidden = isNeeded || apiKey !== ""; // a link cannot carry a key
+  (isNeeded ? parts.apiKey : parts.question).focus();
+}
+
+function showKeyProblem(message) {
+  parts.keyProblem.textContent = message;
+  parts.keyProblem.hidden = message === "";
+}
+
+parts.keyForm.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const key = parts.apiKey.value.trim();
+  parts.apiKey.value = "";
+  showError("");
+  if (!/^[\x21-\x7e]+$/.test(key)) return showKeyProblem("That is not an API key.");
+  showKeyProblem("");
+  setKey(key);
+  loadModels();
+});
+
+parts.forgetKey.addEventListener("click", () => {
+  setKey("");
+  loadModels();
+});
 
 parts.composer.addEventListener("submit", (event) => {
   event.preventDefault();
