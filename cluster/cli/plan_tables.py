@@ -13,8 +13,8 @@ from cluster.planner.plan import ModelPlan
 from cluster.planner.prediction import Prediction
 
 _CALIBRATION = (
-    "Predicted, not measured: a roofline, calibrated on published figures of another engine (vLLM on"
-    " an A100). Figures that it had not seen were mostly within 10 %; the README lists each error."
+    "Predicted, not measured: a roofline, calibrated on published figures of another engine (vLLM"
+    " on an A100). Figures that it had not seen were mostly within 10 %; the README has them all."
 )
 _CPU_CALIBRATION = (
     "Predicted from this machine's memory and arithmetic, measured just now, other work included."
@@ -23,15 +23,18 @@ _CPU_CALIBRATION = (
 
 def show_plan(console: Console, plan: ModelPlan, origin: str) -> None:
     """Print a plan; where nothing fits, why, and what would."""
-    billions = plan.subject.shape.num_params / 1e9
     console.print(
-        f"[bold]{plan.subject.title}[/bold] ({billions:.2f} billion parameters) on"
+        f"[bold]{plan.subject.title}[/bold] ({_count_text(plan.subject.shape.num_params)}) on"
         f" [bold]{plan.node.title}[/bold], {origin}\n"
     )
-    console.print(_layouts(plan))
+    if any(layout.problem is None for layout in plan.layouts):
+        console.print(_layouts(plan))
+    for layout in plan.layouts:
+        if layout.problem is not None:
+            console.print(Text(f"  TP {layout.size}: {layout.problem}", style="dim"))
     chosen = plan.chosen
     if chosen is None:
-        console.print(Text(f"\nIt does not fit. {plan.refused}", style="bold red"))
+        console.print(Text("\nIt does not fit.", style="bold red"))
         if plan.would_fit:
             console.print("What would fit:\n" + "\n".join(f"  - {text}" for text in plan.would_fit))
         return
@@ -69,24 +72,22 @@ def _length(plan: ModelPlan, chosen: Layout) -> str:
 
 
 def _layouts(plan: ModelPlan) -> Table:
-    """A row for each size: what it holds, how fast it is, or why it does not work."""
+    """A row for each size that works: what it holds and how fast it is."""
     has_speed = plan.node.device is not None
-    table = Table(box=None, pad_edge=False)
-    for title in ("TP", "copies", "weights", "KV tokens", "longest"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in ("", "TP", "copies", "weights", "KV tokens", "longest"):
+        table.add_column(title, justify="right", no_wrap=True)
     for context in CONTEXTS:
-        table.add_column(f"x {context:,}", justify="right")
+        table.add_column(f"x{context // 1024}k", justify="right", no_wrap=True)
     if has_speed:
         for title in ("1 text", f"{BUSY_SEQUENCES} texts", "TTFT"):
-            table.add_column(title, justify="right")
-    table.add_column("")
+            table.add_column(title, justify="right", no_wrap=True)
     for layout in plan.layouts:
-        is_chosen = layout is plan.chosen
         if layout.problem is not None:
-            blanks = [""] * (len(table.columns) - 2)
-            table.add_row(str(layout.size), *blanks, layout.problem, style="dim")
             continue
-        cells = [
+        is_chosen = layout is plan.chosen
+        table.add_row(
+            "*" if is_chosen else "",
             str(layout.size),
             str(layout.num_replicas),
             f"{layout.memory.weight_bytes / GB:.1f} GB",
@@ -94,28 +95,31 @@ def _layouts(plan: ModelPlan) -> Table:
             f"{layout.max_model_len:,}",
             *(_count(layout, context) for context in CONTEXTS),
             *(_speeds(plan, layout) if has_speed else ()),
-        ]
-        mark = "<- chosen" if is_chosen else ""
-        table.add_row(*cells, mark, style="bold" if is_chosen else "")
+            style="bold" if is_chosen else "",
+        )
     where = "a GPU" if plan.node.num_gpus else "a copy"
-    table.caption = (
-        f"weights of {where}; KV tokens and full-length sequences (x) of a copy; tok/s of the whole"
-        f" node with 1 and {BUSY_SEQUENCES} texts of {BUSY_CONTEXT:,} tokens"
-    )
+    speeds = f", tok/s of the whole node, texts of {BUSY_CONTEXT:,} tokens" if has_speed else ""
+    table.caption = f"weights of {where}; KV tokens and full-length texts of a copy{speeds}"
     table.caption_justify = "left"
     return table
 
 
 def _count(layout: Layout, context: int) -> str:
-    return str(layout.num_sequences(context)) if context <= layout.max_model_len else "-"
+    return f"{layout.num_sequences(context):,}" if context <= layout.max_model_len else "-"
+
+
+def _count_text(num_params: int) -> str:
+    if num_params >= 1e8:
+        return f"{num_params / 1e9:.2f} billion parameters"
+    return f"{num_params / 1e6:.1f} million parameters"
 
 
 def _speeds(plan: ModelPlan, layout: Layout) -> tuple[str, str, str]:
     prediction = plan.prediction(layout)
     assert prediction is not None, "the node's speed is known"
     return (
-        f"{prediction.tokens_per_s(1):,.0f} tok/s",
-        f"{busy_tokens_per_s(layout, plan.node):,.0f} tok/s",
+        f"{prediction.tokens_per_s(1):,.0f}",
+        f"{busy_tokens_per_s(layout, plan.node):,.0f}",
         _seconds(prediction.ttft_s),
     )
 
@@ -150,32 +154,26 @@ def _step_text(plan: ModelPlan) -> str:
 
 def _speed(prediction: Prediction) -> Table:
     """The roofline's terms, in milliseconds a step."""
-    table = Table(box=None, pad_edge=False)
-    titles = ("batch", "weights", "KV", "arithmetic", "all-reduce", "launches", "step", "tok/s")
-    for title in (*titles, "each", "bound by"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    titles = ("batch", "weights", "KV", "flops", "reduce", "launch", "step ms", "tok/s", "each")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("bound by", no_wrap=True)
     for batch, step in prediction.steps.items():
-        terms = (
-            step.weights_s,
-            step.kv_s,
-            step.flops_s,
-            step.all_reduce_s,
-            step.launch_s,
-            step.seconds,
-        )
         total = prediction.tokens_per_s(batch)
+        terms = (step.weights_s, step.kv_s, step.flops_s, step.all_reduce_s, step.launch_s)
         table.add_row(
             str(batch),
-            *(f"{term * 1e3:.2f} ms" for term in terms),
+            *(f"{term * 1e3:,.2f}" for term in (*terms, step.seconds)),
             f"{total:,.0f}",
             f"{total / batch:,.1f}",
             step.bound,
         )
-    table.title = (
-        f"one copy, texts of {prediction.context_tokens:,} tokens: step = max(weights + KV,"
-        " arithmetic) + all-reduce + launches"
+    table.caption = (
+        f"one copy, texts of {prediction.context_tokens:,} tokens, ms:"
+        " step = max(weights + KV, flops) + reduce + launch"
     )
-    table.title_justify = "left"
+    table.caption_justify = "left"
     return table
 
 

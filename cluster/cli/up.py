@@ -74,8 +74,9 @@ def up(
     console = Console(soft_wrap=True, highlight=False)
     with Interrupts() as interrupts:
         _refuse_or_clean(name, console)
-        deployment, access = plan_deployment(config, options, wants_new_key=new_key)
+        deployment, access, choices = plan_deployment(config, options, wants_new_key=new_key)
         question = Question.prepare(access, key_file) if ask or once else None
+        console.print("\n".join(choices), style="dim", markup=False)
         _print_access(console, access)
         if detach:
             start = DetachedStart(name, deployment)
@@ -91,23 +92,27 @@ def up(
 
 def plan_deployment(
     config: Path | None, options: Options, *, wants_new_key: bool
-) -> tuple[Deployment, Access]:
+) -> tuple[Deployment, Access, list[str]]:
     """Load, check and resolve the configuration, and render what Serve is asked to run.
 
+    The third value tells what was chosen for this machine, and why.
+
     Raises:
-        UsageError: every problem of the configuration, a port that is taken, or nobody decided
-            who may use the API.
+        UsageError: every problem of the configuration, a model that does not fit, a port that is
+            taken, or nobody decided who may use the API.
     """
     from cluster.access import decide_access
     from cluster.errors import UsageError
     from cluster.local.supervisor import Deployment
     from cluster.manifests import serve_applications
     from cluster.plan import load_config
-    from cluster.planner import Machine, resolve
+    from cluster.planner import Machine, check_local, explain, resolve
     from serve.errors import SetupError
 
+    machine = Machine.detect()
     try:
-        resolved = resolve(load_config(config, options=options), Machine.detect())
+        resolved = resolve(load_config(config, options=options), machine)
+        check_local(resolved, machine)
     except SetupError as exc:
         message = f"the configuration cannot be used\n{exc.message}"
         raise UsageError(message, hint="Nothing was started.") from exc
@@ -120,7 +125,7 @@ def plan_deployment(
         models=tuple(entry.name or "" for entry in resolved.models),
         longest_generation_s=max(entry.longest_generation_s for entry in resolved.models),
     )
-    return deployment, access
+    return deployment, access, explain(resolved, machine)
 
 
 def _check_listening(host: str, port: int) -> None:

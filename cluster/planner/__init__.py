@@ -7,7 +7,9 @@ same plan in a test, on a laptop and for a cluster that nobody has yet.
 
 from __future__ import annotations
 
+from .local import check_local, explain
 from .machine import Machine
+from .prediction import Prediction, predict
 from .resolve import resolve
 
-__all__ = ["Machine", "resolve"]
+__all__ = ["Machine", "Prediction", "check_local", "explain", "predict", "resolve"]

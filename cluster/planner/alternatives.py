@@ -68,11 +68,13 @@ def _smaller_type(shape: ModelShape, node: Node, demand: Demand) -> Iterator[str
 
 
 def _smaller_model(shape: ModelShape, node: Node, demand: Demand) -> Iterator[str]:
-    demand = replace(demand, max_model_len=None, yarn=None)
+    demand = replace(demand, yarn=None)
     smaller = {
         name: other
         for name in preset_names("models")
-        if (other := preset_shape(name)) is not None and other.num_params < shape.num_params
+        if (other := preset_shape(name)) is not None
+        and other.num_params < shape.num_params
+        and (demand.max_model_len or 0) <= demand.longest(other)
     }
     for name in sorted(smaller, key=lambda name: smaller[name].num_params, reverse=True):
         layout = _first(smaller[name], node, demand)

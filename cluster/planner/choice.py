@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from .hardware import Node
 from .layouts import YARN_SEQUENCES, Layout
 from .memory import GB
-from .speed import Roofline
 
 # Sequences that decode at once on the whole node, and their length, when layouts are compared.
 BUSY_SEQUENCES = 64
@@ -43,8 +42,8 @@ def busy_tokens_per_s(layout: Layout, node: Node) -> float:
     """Decoded tokens a second of the whole node with `BUSY_SEQUENCES` spread over its copies."""
     assert node.device is not None, "a node with GPUs has their figures"
     batch = max(1, BUSY_SEQUENCES // layout.num_replicas)
-    roofline = Roofline(layout.shape, layout.size, node.device)
-    return layout.num_replicas * roofline.tokens_per_s(batch, BUSY_CONTEXT)
+    speed = layout.roofline(node.device).tokens_per_s(batch, BUSY_CONTEXT)
+    return layout.num_replicas * speed
 
 
 def _choose_cpu(working: list[Layout]) -> tuple[Layout, str]:
@@ -79,8 +78,7 @@ def _reason(best: Layout, able: list[Layout], shorter: list[Layout], node: Node)
 def _trade(best: Layout, other: Layout, node: Node) -> str:
     """What the best layout gains and pays against one that is split otherwise."""
     assert node.device is not None, "a node with GPUs has their figures"
-    ours = Roofline(best.shape, best.size, node.device)
-    theirs = Roofline(other.shape, other.size, node.device)
+    ours, theirs = best.roofline(node.device), other.roofline(node.device)
     batch = max(1, BUSY_SEQUENCES // best.num_replicas)
     if best.size < other.size:
         cost_s = theirs.decode(batch, BUSY_CONTEXT).all_reduce_s
@@ -88,8 +86,8 @@ def _trade(best: Layout, other: Layout, node: Node) -> str:
             f"{best.num_replicas} copies lose less with a GPU, and TP {other.size} would spend"
             f" {cost_s * 1e3:.1f} ms of a step on all-reduces"
         )
-    cost_s = ours.decode(batch, BUSY_CONTEXT).all_reduce_s
+    cost_ms = ours.decode(batch, BUSY_CONTEXT).all_reduce_s * 1e3
     return (
         f"a GPU reads {ours.read_bytes / GB:.1f} GB of weights a step instead of"
-        f" {theirs.read_bytes / GB:.1f} with TP {other.size}, for {cost_s * 1e3:.1f} ms of all-reduces"
+        f" {theirs.read_bytes / GB:.1f} with TP {other.size}, for {cost_ms:.1f} ms of all-reduces"
     )

@@ -19,6 +19,7 @@ from serve.config import EngineConfig
 
 from .hardware import Node
 from .memory import GB, Memory, cpu_memory, gpu_memory
+from .speed import Device, Roofline
 
 # YaRN is static and costs a little on short texts: it is switched on by itself only where at least
 # this many full-length sequences can run at once.
@@ -56,6 +57,11 @@ class Layout:
     max_model_len: int
     yarn: bool
     problem: str | None
+    bytes_per_value: int = 2
+
+    def roofline(self, device: Device) -> Roofline:
+        """The speed of one copy on that device."""
+        return Roofline(self.shape, self.size, device, self.bytes_per_value)
 
     def num_sequences(self, context_tokens: int) -> int:
         """Sequences of that many tokens that the KV cache of one replica holds at once."""
@@ -84,6 +90,7 @@ def layout_of(shape: ModelShape, node: Node, size: int, demand: Demand) -> Layou
         max_model_len=0 if problem else length,
         yarn=is_stretched,
         problem=problem,
+        bytes_per_value=demand.bytes_per_value,
     )
 
 

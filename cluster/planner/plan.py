@@ -49,7 +49,7 @@ class ModelPlan:
         device = self.node.device
         if device is None or layout.problem is not None:
             return None
-        return Roofline(layout.shape, layout.size, device, self.demand.bytes_per_value)
+        return layout.roofline(device)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole plan as JSON."""
