@@ -76,7 +76,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
 @pytest.fixture(scope="module")
 def proxy(rendered: Rendered) -> Iterator[Rendered]:
     """HAProxy itself, started the way that Ray does: through the launcher."""
-    command = [sys.executable, "-m", "cluster.haproxy", "-db", "-f", str(rendered.path), "-dR"]
+    program = [sys.executable, "-m", "cluster.haproxy", "--host", "127.0.0.1"]
+    command = [*program, "-db", "-f", str(rendered.path), "-dR"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     while is_port_free(rendered.port):
@@ -125,6 +126,27 @@ def test_every_edit_changes_rays_template_and_only_the_frontend_follows_the_host
     assert sorted(binds) == sorted(
         f"bind 127.0.0.1:{port}" for port in (rendered.port, rendered.statistics, rendered.metrics)
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "bind"), [("0.0.0.0", "0.0.0.0:{}"), ("::1", "::1:{}"), ("::", ":::{} v4v6")]
+)
+def test_clients_reach_the_host_and_nothing_else_moves(
+    rendered: Rendered, tmp_path: Path, host: str, bind: str
+) -> None:
+    write_error_files(tmp_path)
+    edited = tmp_path / "edited.cfg"
+    text = edit_configuration(rendered.text, error_folder=tmp_path, host=host)
+    edited.write_text(text, encoding="utf-8")
+    binds = [line.strip() for line in text.splitlines() if line.strip().startswith("bind ")]
+    assert sorted(binds) == sorted(
+        [
+            f"bind {bind.format(rendered.port)}",
+            f"bind 127.0.0.1:{rendered.statistics}",
+            f"bind 127.0.0.1:{rendered.metrics}",
+        ]
+    )
+    subprocess.run([find_binary(), "-c", "-f", str(edited)], check=True, capture_output=True)
 
 
 def test_serves_own_proxy_gets_no_traffic(rendered: Rendered, tmp_path: Path) -> None:
