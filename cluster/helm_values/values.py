@@ -86,7 +86,7 @@ PodLabels = Annotated[
         {
             "type": "object",
             "additionalProperties": {"type": "string"},
-            "propertyNames": {"not": {"pattern": "^(app.kubernetes.io|ray.io)/"}},
+            "patternProperties": {"^(app[.]kubernetes|ray)[.]io/": False},
         }
     ),
 ]
