@@ -93,7 +93,9 @@ class Session:
             verdict = self._do(story, step, snapshot, following, choices)
         if not choices.is_followed:
             self.console.print("Applied; the cluster goes on.")
-        elif say.end(self.console, verdict, self.kube, self.name) and story.way != "suspend":
+            return
+        say.end(verdict, self.kube, self.name)
+        if story.way != "suspend":
             where = {"context": self.kube.context, "namespace": self.kube.namespace}
             say.print_ready(self.console, self.kube, self.name, addresses_of(new, **where))
 

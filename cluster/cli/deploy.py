@@ -75,7 +75,8 @@ def deploy(
     if no_wait:
         console.print("Installed; the cluster goes on. Once it is ready:")
         console.print("\n".join(addresses.lines()))
-    elif say.end(console, verdict, kube, name):
+    else:
+        say.end(verdict, kube, name)
         say.print_ready(console, kube, name, addresses)
 
 

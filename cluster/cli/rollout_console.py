@@ -88,7 +88,7 @@ def confirm(*, question: str, is_sure: bool) -> None:
 
 
 @contextmanager
-def following(console: Console, *, limit_s: float) -> Iterator[Following]:
+def following(console: Console, *, limit_s: float | None) -> Iterator[Following]:
     """What follows a rollout: lines on `console`, until the first Ctrl-C."""
     from cluster.local.interrupts import Interrupts
     from cluster.rollout.release import Following
@@ -100,8 +100,8 @@ def following(console: Console, *, limit_s: float) -> Iterator[Following]:
         yield Following(wait=interrupts.wait, tell=tell, limit_s=limit_s)
 
 
-def end(console: Console, verdict: Verdict | None, kube: Kube, name: str) -> bool:
-    """Say how following ended; whether all is well.
+def end(verdict: Verdict | None, kube: Kube, name: str) -> None:
+    """Go on if following ended well.
 
     Raises:
         ClusterError: it failed, or did not become ready in time.
@@ -117,7 +117,7 @@ def end(console: Console, verdict: Verdict | None, kube: Kube, name: str) -> boo
             "you stopped following; the cluster goes on", hint=f"Follow again: {again}"
         )
     if verdict.state == "ready":
-        return True
+        return
     late = "it is not ready in time: " if verdict.state == "out of time" else ""
     hint = "\n".join(part for part in (verdict.hint, f"It keeps trying. Follow: {again}") if part)
     raise ClusterError(f"{late}{verdict.message}", hint=hint)

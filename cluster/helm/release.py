@@ -71,4 +71,4 @@ def normalise(manifest: str) -> str:
 
 def documents(manifest: str) -> list[Manifest]:
     """The objects of a rendering."""
-    return [document for document in yaml.safe_load_all(manifest) if document]
+    return [found for found in yaml.load_all(manifest, Loader=yaml.CSafeLoader) if found]

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-Manifest = dict[str, Any]
+from .snapshot import Manifest, serve_config
 
 # Ray Serve replaces the copies of a deployment for these; everything else changes in place.
 _RESTARTING_APPLICATION = ("import_path", "runtime_env", "args")
@@ -45,7 +43,7 @@ class Changes:
 def compare(old: list[Manifest], new: list[Manifest]) -> Changes:
     """The differences between the objects of two renderings."""
     before, after = ray_service(old), ray_service(new)
-    old_config, new_config = _serve_config(before), _serve_config(after)
+    old_config, new_config = serve_config(before), serve_config(after)
     restarted, adjusted = _compare_applications(old_config, new_config)
     template = [*template_differences(_cluster(before), _cluster(after))]
     if old_config.get("http_options") != new_config.get("http_options"):
@@ -160,10 +158,6 @@ def _by_identity(objects: list[Manifest]) -> dict[tuple[str, str], Manifest]:
         labels.pop("app.kubernetes.io/version", None)
         found[(str(entry["kind"]), str(entry["metadata"]["name"]))] = entry
     return found
-
-
-def _serve_config(service: Manifest) -> Manifest:
-    return yaml.safe_load(service["spec"].get("serveConfigV2") or "{}") or {}
 
 
 def _cluster(service: Manifest) -> Manifest:

@@ -17,11 +17,11 @@ from cluster.errors import ClusterError
 from cluster.helm import HelmEngine, Revision
 from cluster.kube import RAY_CLUSTER, Kube
 
-from .changes import Manifest
 from .follow import Tell, Wait, Watcher, follow
 from .machine import Ending, Verdict
 from .rollout import SETTLE_S, Goal, Rollout
 from .situation import live_patches
+from .snapshot import Manifest
 
 Values = dict[str, Any]
 _RESUMABLE = ("superseded", "deployed")
@@ -113,12 +113,18 @@ class Release:
         return follow(watcher, ending, wait=following.wait, tell=following.tell)
 
     def _follow(self, watcher: Watcher, goal: Goal, following: Following | None) -> Verdict | None:
-        if following is None:
-            return None
-        now_s = time.monotonic()
-        limited = Goal(goal.name, following.limit_s, goal.former_cluster, SETTLE_S)
-        machine = Rollout(limited, now_s=now_s)
-        return follow(watcher, machine, wait=following.wait, tell=following.tell)
+        return None if following is None else _follow(watcher, goal, following)
+
+
+def watch(kube: Kube, name: str, following: Following) -> Verdict | None:
+    """Follow a RayService from wherever it is until all of it runs."""
+    return _follow(Watcher(kube, name, has_past=True), Goal(name), following)
+
+
+def _follow(watcher: Watcher, goal: Goal, following: Following) -> Verdict | None:
+    limited = Goal(goal.name, following.limit_s, goal.former_cluster, SETTLE_S)
+    machine = Rollout(limited, now_s=time.monotonic())
+    return follow(watcher, machine, wait=following.wait, tell=following.tell)
 
 
 def previous_revision(helm: HelmEngine, name: str, history: list[Revision]) -> int | None:

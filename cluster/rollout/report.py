@@ -8,12 +8,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import yaml
-
 from .addresses import Addresses
 from .causes import causes
 from .rollout import Goal, describe, is_done
-from .snapshot import Manifest, Snapshot
+from .snapshot import Manifest, Snapshot, serve_config
 
 
 def report_of(snapshot: Snapshot, addresses: Addresses, *, now: datetime) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def report_of(snapshot: Snapshot, addresses: Addresses, *, now: datetime) -> dic
 
 def models_of(service: Manifest) -> list[str]:
     """Names that clients ask for."""
-    config = yaml.safe_load(service["spec"].get("serveConfigV2") or "{}") or {}
+    config = serve_config(service)
     named = (entry.get("args", {}).get("model", {}) for entry in config.get("applications", []))
     return [str(model["name"]) for model in named if model.get("name")]
 

@@ -6,8 +6,8 @@ difference between the RayService and the RayCluster that was made from it.
 
 from __future__ import annotations
 
-from .changes import Manifest, group_patches, template_differences
-from .snapshot import Snapshot
+from .changes import group_patches, template_differences
+from .snapshot import Manifest, Snapshot
 from .story import Situation
 
 

@@ -75,8 +75,8 @@ class Snapshot:
     @property
     def wanted_applications(self) -> list[str]:
         """Names of the applications in `serveConfigV2`."""
-        config = yaml.safe_load((self.service or {}).get("spec", {}).get("serveConfigV2") or "{}")
-        return [str(entry.get("name")) for entry in config.get("applications", [])]
+        applications = serve_config(self.service or {}).get("applications", [])
+        return [str(entry.get("name")) for entry in applications]
 
     def condition(self, kind: str) -> Manifest:
         """A condition of the RayService; empty where there is none."""
@@ -88,6 +88,12 @@ class Snapshot:
     def is_true(self, kind: str) -> bool:
         """Whether a condition holds."""
         return self.condition(kind).get("status") == "True"
+
+
+def serve_config(service: Manifest) -> Manifest:
+    """The parsed `serveConfigV2` of a RayService; empty where there is none."""
+    text = (service.get("spec") or {}).get("serveConfigV2") or "{}"
+    return yaml.load(text, Loader=yaml.CSafeLoader) or {}
 
 
 def is_pod_of(pod: Manifest, service_name: str) -> bool:

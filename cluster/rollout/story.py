@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import yaml
-
-from .changes import Changes, Manifest
+from .changes import Changes
+from .snapshot import Manifest, serve_config
 
 Way = Literal["nothing", "in place", "new cluster", "incremental", "recreate", "suspend"]
 # KubeRay keeps the cluster that it has replaced for this long (rayClusterDeletionDelaySeconds).
@@ -153,7 +152,7 @@ def _in_place(changes: Changes, service: Manifest) -> tuple[str, ...]:
 
 
 def _gap(restarted: tuple[str, ...], service: Manifest) -> str:
-    config = yaml.safe_load(service["spec"].get("serveConfigV2") or "{}")
+    config = serve_config(service)
     without_surge = [
         str(entry["name"])
         for entry in config.get("applications", [])

@@ -1,4 +1,4 @@
-"""A cluster for commands: the real API server, the scripted operator, and what a preflight wants."""
+"""A cluster for commands: the real API server, the scripted operator, what a preflight wants."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -68,10 +69,9 @@ def script() -> Script:
 
 
 @pytest.fixture
-def operator(
-    api_server: ApiServer, kubernetes: str, script: Script
-) -> Iterator[ScriptedOperator]:
+def operator(api_server: ApiServer, kubernetes: str, script: Script) -> Iterator[ScriptedOperator]:
     """The scripted operator, at work in the namespace."""
+    script.node = f"node-{kubernetes}"
     with ScriptedOperator(api_server.api, kubernetes, script) as running:
         yield running
 
@@ -100,8 +100,6 @@ def make_operator(api: Api) -> None:
 
 def make_keys_secret(api: Api, namespace: str, name: str = "api-keys") -> None:
     """A Secret with one API key."""
-    from datetime import UTC, datetime
-
     key = ApiKey("test", hash_key(generate_key()), datetime.now(UTC))
     data = {"keys": base64.b64encode(render_keys([key]).encode()).decode()}
     metadata = {"name": name, "namespace": namespace}

@@ -1,4 +1,4 @@
-"""A scripted writer of RayService status: the one seam that cannot be tested against the real thing.
+"""A scripted writer of RayService status: the seam that no test here can hold against the real one.
 
 KubeRay's operator cannot be built here, so this plays it on a real API server, as KUBERNETES.md
 5.6 and the operator's documentation (1.7.0) tell its behaviour: the finalizer, clusters with a
@@ -44,6 +44,7 @@ class Script:
     deploying_ticks: int = 2
     failures: dict[str, str] = field(default_factory=dict)  # application -> Serve's message
     pod_statuses: dict[str, Object] = field(default_factory=dict)  # "head" or a group
+    node: str = ""  # where pods run; empty: on none
     refusal: str = ""  # why the API server takes no worker pod
 
 
@@ -203,7 +204,7 @@ class ScriptedOperator:
         self._deploying[cluster] -= 1
         return {
             str(application["name"]): self._application(str(application["name"]), is_deploying)
-            for application in yaml.safe_load(config)["applications"]
+            for application in yaml.load(config, Loader=yaml.CSafeLoader)["applications"]
         }
 
     def _application(self, name: str, is_deploying: bool) -> Object:
@@ -242,6 +243,10 @@ class ScriptedOperator:
         return cluster
 
     def _make_pod(self, pod: Object, group: str) -> None:
+        is_second = len(self._list("ray.io/v1", "RayCluster")) > 1
+        finds_room = self.script.has_room or not is_second
+        if finds_room and self.script.node:
+            pod["spec"]["nodeName"] = self.script.node
         made = self._api.create(pod)
         running = {
             "phase": "Running",
@@ -251,9 +256,7 @@ class ScriptedOperator:
             ],
         }
         waiting = {"phase": "Pending", "conditions": [_unschedulable()]}
-        is_second = len(self._list("ray.io/v1", "RayCluster")) > 1
-        default = running if self.script.has_room or not is_second else waiting
-        status = self.script.pod_statuses.get(group, default)
+        status = self.script.pod_statuses.get(group, running if finds_room else waiting)
         self._api.merge(made, {"status": status}, subresource="status")
 
     def _warn(self, item: Object, reason: str, message: str) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.control_plane import ApiServer
 from tests.rollout.conftest import DEMO, Shoal
-from tests.rollout.scripted_operator import Script, ScriptedOperator
+from tests.rollout.scripted_operator import ScriptedOperator
 
 pytestmark = pytest.mark.apiserver
 
