@@ -108,7 +108,7 @@ def _count(subject: Subject) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        path.write_text(json.dumps(subject.config), encoding="utf-8")
+        path.write_text(json.dumps(dict(subject.config)), encoding="utf-8")
         (counts,) = count_with_accelerate([path])
     return {"counts": counts, "differences": differences(parts_of(subject.shape), counts)}
 

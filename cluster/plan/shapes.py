@@ -7,6 +7,8 @@ family is written once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import yaml
@@ -16,7 +18,8 @@ from serve.catalog import ModelShape
 from .presets import configs_path, read_preset
 
 
-def published_configs() -> dict[str, dict[str, Any]]:
+@cache
+def published_configs() -> Mapping[str, Mapping[str, Any]]:
     """By repository, as `Qwen/Qwen2.5-7B-Instruct`: what its config.json says."""
     table = yaml.safe_load((configs_path() / "shapes.yaml").read_text(encoding="utf-8"))
     return {

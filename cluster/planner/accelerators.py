@@ -7,6 +7,8 @@ with their source, never code, so that one that nobody has thought of is a few l
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,8 +69,7 @@ def known_gpus(extra: Path | None = None) -> dict[str, GpuSpec]:
     Raises:
         ConfigurationError: `extra` cannot be read, or a figure in it is missing or wrong.
     """
-    gpus = _read(configs_path() / "gpus.yaml")
-    return gpus if extra is None else gpus | _read(extra)
+    return dict(_shipped_gpus()) if extra is None else {**_shipped_gpus(), **_read(extra)}
 
 
 def find_gpu(name: str, gpus: dict[str, GpuSpec]) -> GpuSpec:
@@ -103,6 +104,11 @@ def parse_gpu(name: str, values: Any, *, source: str) -> GpuSpec:
             for error in exc.errors()
         ]
         raise ConfigurationError("\n".join(problems)) from exc
+
+
+@cache
+def _shipped_gpus() -> Mapping[str, GpuSpec]:
+    return _read(configs_path() / "gpus.yaml")
 
 
 def _read(path: Path) -> dict[str, GpuSpec]:

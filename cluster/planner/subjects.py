@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Subject:
     shape: ModelShape
     origin: str
     model: ModelConfig
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     is_unknown: bool = False
 
 

@@ -1,4 +1,4 @@
-"""The published shapes: exact figures, variants, and accelerate as the twin that counts them all."""
+"""The published shapes: exact figures, variants, and accelerate as the twin that counts them."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_preset_names_a_repository_that_is_known() -> None:
 
 
 def test_unknown_model_is_told_with_the_nearest_name_and_all_presets() -> None:
-    with pytest.raises(ConfigurationError, match="did you mean 'qwen2.5-7b-instruct'") as caught:
+    with pytest.raises(ConfigurationError, match=r"did you mean 'qwen2\.5-7b-instruct'") as caught:
         find_subject("qwen2.5-7b-instrct")
     assert "qwen2.5-72b-instruct" in caught.value.message
 
@@ -118,7 +118,7 @@ def test_accelerate_counts_the_same_part_by_part_for_all_sizes_and_an_odd_one(
     configs.append({**configs[0], "num_attention_heads": 7, "tie_word_embeddings": False})
     paths = [tmp_path / f"{index}.json" for index in range(len(configs))]
     for path, config in zip(paths, configs, strict=True):
-        path.write_text(json.dumps(config))
+        path.write_text(json.dumps(dict(config)))
     counts = count_with_accelerate(paths)
     assert len(counts) == len(configs)
     for config, counted in zip(configs, counts, strict=True):

@@ -59,9 +59,7 @@ def test_splitting_leaves_more_room_for_the_cache() -> None:
 
 def test_what_is_missing_is_negative_free_memory() -> None:
     shape = find_subject("qwen2.5-72b-instruct").shape
-    memory = gpu_memory(
-        shape, size=1, usable_bytes=80 * GIB, total_bytes=80 * GIB, engine=ENGINE
-    )
+    memory = gpu_memory(shape, size=1, usable_bytes=80 * GIB, total_bytes=80 * GIB, engine=ENGINE)
     assert memory.kv_tokens == 0
     assert memory.free_bytes < -60 * GIB
 

@@ -1,0 +1,77 @@
+"""What `shoal up` says about this machine, and what it refuses before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cluster.planner import Machine, check_local, explain, resolve
+from cluster.planner.machine import FoundGpu
+from serve.config import HardwareConfig, ModelConfig, ShoalConfig
+from serve.errors import ConfigurationError
+from tests.planner.conftest import MakeModel
+
+MACHINE = Machine(2, has_bfloat16=False, total_bytes=8 << 30, available_bytes=4 << 30)
+
+
+def resolved(machine: Machine, *models: ModelConfig, **fields: object) -> ShoalConfig:
+    return resolve(ShoalConfig.model_validate({"models": models, **fields}), machine)
+
+
+def test_what_fits_is_told_with_its_split_threads_and_type(make_model: MakeModel) -> None:
+    config = resolved(MACHINE, ModelConfig(path=make_model()))
+    check_local(config, MACHINE)
+    assert explain(config, MACHINE) == [
+        "CPU, 2 cores, 4.3 GB free: small with TP 2, 1 thread a shard, float32 (this CPU has no"
+        " bfloat16 units), because two shards use all cores and batch better than one"
+    ]
+
+
+def test_weights_and_least_cache_beyond_the_memory_are_refused_with_numbers(
+    make_model: MakeModel,
+) -> None:
+    config = resolved(MACHINE, ModelConfig(path=make_model()))
+    with pytest.raises(ConfigurationError) as caught:
+        check_local(config, replace(MACHINE, available_bytes=10_000))
+    assert "do not fit in memory: small: 0.0 GB of weights (float32)" in caught.value.message
+    assert "free are 0.0 GB. What would fit:" in caught.value.message
+
+
+def test_copies_count_each(make_model: MakeModel) -> None:
+    model = ModelConfig(path=make_model(), replicas={"min": 8, "max": 8})
+    config = resolved(MACHINE, model)
+    one = resolved(MACHINE, ModelConfig(path=model.path))
+    barely = replace(MACHINE, available_bytes=4_000_000)
+    check_local(one, barely)
+    with pytest.raises(ConfigurationError, match=r"8 copies of .*What would fit: fewer copies"):
+        check_local(config, barely)
+
+
+def test_cache_that_was_asked_for_counts(make_model: MakeModel) -> None:
+    model = ModelConfig(path=make_model(), engine={"kv_cache_tokens": 100_000_000})
+    with pytest.raises(ConfigurationError, match="do not fit in memory"):
+        check_local(resolved(MACHINE, model), MACHINE)
+
+
+def test_gpus_that_cannot_be_used_yet_are_told_and_the_cpu_used(make_model: MakeModel) -> None:
+    found = FoundGpu("NVIDIA GeForce RTX 4090 D", 24564 << 20)
+    machine = replace(MACHINE, gpus=(found,) * 4)
+    config = resolved(machine, ModelConfig(path=make_model()))
+    check_local(config, machine)
+    assert explain(config, machine)[-1] == (
+        "Found 4 x NVIDIA GeForce RTX 4090 D: this version computes on the CPU only; see"
+        " `shoal plan` for the GPUs."
+    )
+
+
+def test_cuda_hardware_is_refused_with_what_to_do(make_model: MakeModel) -> None:
+    hardware = HardwareConfig(name="a100-80gb", device="cuda", gpu="a100-80gb", gpus_per_node=1)
+    config = resolved(MACHINE, ModelConfig(path=make_model()), hardware=hardware)
+    with pytest.raises(ConfigurationError, match=r"device cuda.*`hardware: cpu` here"):
+        check_local(config, MACHINE)
+
+
+def test_machine_whose_memory_is_not_known_refuses_nothing(make_model: MakeModel) -> None:
+    config = resolved(MACHINE, ModelConfig(path=make_model()))
+    check_local(config, Machine(2, has_bfloat16=False))
