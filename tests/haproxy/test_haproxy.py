@@ -33,14 +33,15 @@ import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
-port, backend_port, statistics_port, metrics_port = map(int, sys.argv[1:])
+host = sys.argv[1]
+port, backend_port, statistics_port, metrics_port = map(int, sys.argv[2:])
 servers = [ServerConfig(name="one", host="127.0.0.1", port=backend_port)]
 detour = ServerConfig(name="detour", host="127.0.0.1", port=backend_port)
 app = BackendConfig(
     name="app", app_name="app", path_prefix="/", servers=servers, fallback_server=detour
 )
 backends = {"app": app}
-options = HTTPOptions(host="127.0.0.1", port=port)
+options = HTTPOptions(host=host, port=port)
 config = HAProxyConfig(
     http_options=options, is_head=True, stats_port=statistics_port, metrics_port=metrics_port
 )
@@ -51,7 +52,7 @@ HAProxyApi(cfg=config, backend_configs=backends)._generate_config_file_internal(
 class Rendered:
     """Ray's own rendering for one backend that nobody listens on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1") -> None:
         self.port, backend, self.statistics, self.metrics = find_free_ports(4)
         self.path = folder / "haproxy.cfg"
         environment = {
@@ -64,7 +65,8 @@ class Rendered:
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
         }
         ports = map(str, (self.port, backend, self.statistics, self.metrics))
-        subprocess.run([sys.executable, "-c", RENDER, *ports], env=environment, check=True)
+        command = [sys.executable, "-c", RENDER, host, *ports]
+        subprocess.run(command, env=environment, check=True)
         self.text = self.path.read_text(encoding="utf-8")
 
 
@@ -147,6 +149,14 @@ def test_clients_reach_the_host_and_nothing_else_moves(
         ]
     )
     subprocess.run([find_binary(), "-c", "-f", str(edited)], check=True, capture_output=True)
+
+
+def test_in_a_pod_traffic_comes_from_everywhere_and_nothing_else_does(tmp_path: Path) -> None:
+    pod = Rendered(tmp_path, host="0.0.0.0")
+    text = edit_configuration(pod.text, error_folder=tmp_path)
+    binds = {line.strip() for line in text.splitlines() if line.strip().startswith("bind ")}
+    loopback = {f"bind 127.0.0.1:{port}" for port in (pod.statistics, pod.metrics)}
+    assert binds == {f"bind *:{pod.port}", *loopback}
 
 
 def test_serves_own_proxy_gets_no_traffic(rendered: Rendered, tmp_path: Path) -> None:
