@@ -13,7 +13,7 @@ from serve.config import HardwareConfig, ModelConfig, ShoalConfig
 INGRESS_APPLICATION = "shoal"
 # A share that lets two copies and their successors fit beside the replica of an engine pod.
 INGRESS_CPUS = 0.25
-_ELSEWHERE = {"preset", "repository", "revision", "replicas"}
+_ELSEWHERE = {"preset", "repository", "revision", "replicas", "prediction"}
 _HARDWARE_OF_SHARDS = {"name", "device", "threads_per_shard"}
 
 
@@ -52,6 +52,7 @@ def _model_application(
         # Without room for a second copy its start would wait for ever: stop the first one then.
         "max_surge_percent": 100 if hardware.has_spare else 0,
         **_counts(model),
+        **_user_config(model),
     }
     return {
         "name": model.application,
@@ -69,6 +70,13 @@ def _model_application(
 def _model_args(model: ModelConfig) -> dict[str, Any]:
     """What was written or resolved: a default that nobody chose is the version's own."""
     return model.model_dump(mode="json", exclude_unset=True, exclude=_ELSEWHERE)
+
+
+def _user_config(model: ModelConfig) -> dict[str, Any]:
+    """What a running copy takes in place (`serve.app.Tunables`)."""
+    if model.prediction is None:
+        return {}
+    return {"user_config": {"prediction": model.prediction.model_dump(mode="json")}}
 
 
 def _counts(model: ModelConfig) -> dict[str, Any]:

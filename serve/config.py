@@ -117,6 +117,15 @@ class StandInConfig(Section):
     step_ms: float = Field(20.0, ge=0, description="Length of every step, in milliseconds.")
 
 
+class PredictionConfig(Section):
+    """What the plan expects of one copy, exported beside what is measured."""
+
+    decode_tokens_per_s: dict[str, float] = Field(
+        description="Tokens a second of all sequences together, by batch size."
+    )
+    ttft_s: float = Field(description="From an idle copy to its first token, in seconds.")
+
+
 class ModelConfig(Section):
     """One served model."""
 
@@ -167,6 +176,9 @@ class ModelConfig(Section):
     engine: EngineConfig = Field(EngineConfig(), description="Limits of a copy's engine.")
     stand_in: StandInConfig | None = Field(
         None, description="Benchmarks and tests only: no model is loaded."
+    )
+    prediction: PredictionConfig | None = Field(
+        None, description="Written by the plan, which knows it where it knows the hardware."
     )
 
     @property

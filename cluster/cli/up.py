@@ -106,13 +106,14 @@ def plan_deployment(
     from cluster.local.supervisor import Deployment
     from cluster.manifests import serve_applications
     from cluster.plan import load_config
-    from cluster.planner import Machine, check_local, explain, resolve
+    from cluster.planner import Machine, check_local, explain, resolve, with_predictions
     from serve.errors import SetupError
 
     machine = Machine.detect()
     try:
         resolved = resolve(load_config(config, options=options), machine)
         check_local(resolved, machine)
+        resolved = with_predictions(resolved, machine)
     except SetupError as exc:
         message = f"the configuration cannot be used\n{exc.message}"
         raise UsageError(message, hint="Nothing was started.") from exc

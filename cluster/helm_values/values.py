@@ -28,7 +28,9 @@ Resources = dict[Literal["requests", "limits"], dict[str, Quantity]]
 KubernetesObject = dict[str, Any]
 
 # Keys of the configuration that have a value of their own, or follow from one.
-NOT_MODEL_OVERRIDES = frozenset({"preset", "path", "tensor_parallel", "replicas", "stand_in"})
+NOT_MODEL_OVERRIDES = frozenset(
+    {"preset", "path", "tensor_parallel", "replicas", "stand_in", "prediction"}
+)
 NOT_HARDWARE_OVERRIDES = frozenset({"name", "device", "gpu", "gpus_per_node", "upgrade"})
 # "auto" that is resolved where the model is loaded; every other one is resolved by the plan.
 LATE_AUTO = frozenset({"kv_cache_tokens"})

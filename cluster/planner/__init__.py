@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from .local import check_local, explain
 from .machine import Machine
-from .prediction import Prediction, predict
+from .prediction import Prediction, predict, with_predictions
 from .resolve import resolve
 
-__all__ = ["Machine", "Prediction", "check_local", "explain", "predict", "resolve"]
+__all__ = [
+    "Machine",
+    "Prediction",
+    "check_local",
+    "explain",
+    "predict",
+    "resolve",
+    "with_predictions",
+]

@@ -19,6 +19,7 @@ from .choice import choose
 from .hardware import Node, find_hardware, gpu_node, read_mapping
 from .layouts import Demand, Layout, layout_of
 from .memory import cpu_pod_bytes
+from .prediction import predict_copy
 
 GIB = 1 << 30
 # Of one engine pod, by GPU: cores that feed it, memory beside it, shared memory for NCCL and Ray.
@@ -98,12 +99,15 @@ def _refusal(shape: ModelShape, node: Node, unfit: dict[str, str]) -> str:
 
 def _size(layout: Layout, node: Node) -> dict[str, Any]:
     size = layout.size
-    model = {
+    model: dict[str, Any] = {
         "tensor_parallel": size,
         "dtype": "bfloat16",
         "max_model_len": layout.max_model_len,
         "yarn": layout.yarn,
     }
+    if node.device is not None:
+        prediction = predict_copy(layout.roofline(node.device), EngineConfig())
+        model["prediction"] = prediction.to_config().model_dump()
     if node.num_gpus:
         shm = _SHM_GIB_PER_GPU * size
         cpu, threads = _CPUS_PER_GPU * size, _CPUS_PER_GPU

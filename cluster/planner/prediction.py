@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from serve.config import EngineConfig, HardwareConfig, ModelConfig
+from serve.config import EngineConfig, HardwareConfig, ModelConfig, PredictionConfig, ShoalConfig
 from serve.errors import ConfigurationError
 
 from .accelerators import find_gpu, known_gpus
@@ -45,6 +45,15 @@ class Prediction:
     def tokens_per_s(self, batch: int) -> float:
         """Decoded tokens a second of all sequences of the batch."""
         return batch / self.steps[batch].seconds
+
+    def to_config(self) -> PredictionConfig:
+        """What a copy exports, rounded to what a roofline is good for."""
+        return PredictionConfig(
+            decode_tokens_per_s={
+                str(batch): round(self.tokens_per_s(batch), 1) for batch in self.steps
+            },
+            ttft_s=round(self.ttft_s, 4),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: every term in seconds."""
@@ -94,11 +103,32 @@ def predict(
     """
     if model.stand_in is not None:
         return None
+    device = _device(hardware, machine)
+    return None if device is None else _predict_on(device, model)
+
+
+def with_predictions(config: ShoalConfig, machine: Machine) -> ShoalConfig:
+    """A resolved configuration whose models carry what is expected of them, where that is known.
+
+    Raises:
+        CheckpointError: a model's config.json cannot be used.
+    """
+    assert isinstance(config.hardware, HardwareConfig), "the planner resolved the hardware"
+    device = _device(config.hardware, machine)
+    if device is None:
+        return config
+    models = [
+        model
+        if model.stand_in is not None
+        else model.model_copy(update={"prediction": _predict_on(device, model).to_config()})
+        for model in config.models
+    ]
+    return config.model_copy(update={"models": tuple(models)})
+
+
+def _predict_on(device: Device, model: ModelConfig) -> Prediction:
     assert isinstance(model.tensor_parallel, int), "the planner resolved the size"
     assert model.dtype != "auto", "the planner resolved the type"
-    device = _device(hardware, machine)
-    if device is None:
-        return None
     roofline = Roofline(
         subject_of(model).shape, model.tensor_parallel, device, BYTES_PER_VALUE[model.dtype]
     )

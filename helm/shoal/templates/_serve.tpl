@@ -27,6 +27,11 @@ applications:
         placement_group_strategy: STRICT_PACK
         max_surge_percent: {{ ternary 0 100 (eq $plan.hardware.has_spare false) }}
         {{- include "shoal.counts" $model.replicas | nindent 8 }}
+        {{- with $model.prediction }}
+        user_config:
+          prediction:
+            {{- toYaml . | nindent 12 }}
+        {{- end }}
 {{- end }}
   - name: shoal
     route_prefix: /
@@ -64,7 +69,7 @@ model-{{ regexReplaceAll "[^a-z0-9]+" (lower .name) "-" | trimAll "-" }}
 {{- end }}
 
 {{- define "shoal.modelArgs" -}}
-{{- omit . "preset" "repository" "revision" "replicas" | toYaml -}}
+{{- omit . "preset" "repository" "revision" "replicas" "prediction" | toYaml -}}
 {{- end }}
 
 {{/* One bundle per shard; the replica's own share is added to the first. */}}
