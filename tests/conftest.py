@@ -21,6 +21,15 @@ from scripts.control_plane import (
     install_crds,
 )
 
+_START_TIMEOUT_S = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first starts the server in its own time: ten seconds, or many more."""
+    for item in items:
+        if "api_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(_START_TIMEOUT_S))
+
 
 @pytest.fixture(scope="session")
 def api_server() -> Iterator[ApiServer]:
@@ -37,13 +46,18 @@ def api_server() -> Iterator[ApiServer]:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session")
-def scheduler(api_server: ApiServer) -> Nodes:
-    """kube-scheduler and kwok beside the API server, with no nodes yet."""
+@pytest.fixture(scope="module")
+def scheduler(api_server: ApiServer) -> Iterator[Nodes]:
+    """kube-scheduler and kwok beside the API server, with no nodes yet.
+
+    They end with the module: other tests play scheduler and kubelet themselves.
+    """
     try:
-        return Nodes(api_server)
+        nodes = Nodes(api_server)
     except ToolMissingError as error:
         pytest.skip(str(error))
+    yield nodes
+    nodes.close()
 
 
 @pytest.fixture(scope="session")

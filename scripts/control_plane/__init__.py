@@ -6,7 +6,7 @@ controllers and no KubeRay operator, so nothing reacts to an object but the API 
 the scheduler. The decision behind it: what the server refuses, a test learns from the server.
 """
 
-from .api import Api, RefusedError
+from .api import Api, NotFoundError, RefusedError
 from .crds import find_crds, install_crds
 from .nodes import Nodes, refusal
 from .server import ApiServer
@@ -16,6 +16,7 @@ __all__ = [
     "Api",
     "ApiServer",
     "Nodes",
+    "NotFoundError",
     "RefusedError",
     "ToolMissingError",
     "find_crds",

@@ -45,6 +45,10 @@ class RefusedError(Exception):
         self.status = status
 
 
+class NotFoundError(RefusedError):
+    """There is no such object, or no such kind."""
+
+
 class Api:
     """One user's view of the server at `url`."""
 
@@ -95,6 +99,12 @@ class Api:
     def delete(self, item: Mapping[str, Any], *, grace_s: int = 0) -> Object:
         return self.request("DELETE", _with(_path_of(item), {"gracePeriodSeconds": str(grace_s)}))
 
+    def evict(self, pod: Mapping[str, Any]) -> None:
+        """Asks for the end of a pod as a drain of its node does."""
+        names = {key: pod["metadata"][key] for key in ("name", "namespace")}
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": names}
+        self.request("POST", f"{_path_of(pod)}/eviction", eviction)
+
     def request(
         self,
         method: str,
@@ -113,7 +123,9 @@ class Api:
             method, path, content=content, headers={"content-type": content_type}
         )
         if not response.is_success:
-            raise RefusedError(response.status_code, _message(response))
+            is_absent = response.status_code == httpx.codes.NOT_FOUND
+            error = NotFoundError if is_absent else RefusedError
+            raise error(response.status_code, _message(response))
         answer: Object = response.json()
         return answer
 

@@ -6,12 +6,13 @@ does; nothing is ever pulled or started.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .api import Object
+from .api import NotFoundError, Object
 from .server import ApiServer
 from .tools import find_tool
 
@@ -21,7 +22,7 @@ _PLACED_S = 30.0
 
 
 class Nodes:
-    """A scheduler over nodes that `add` makes.
+    """A scheduler over nodes that `add` makes; it works in every namespace until `close`.
 
     Raises:
         ToolMissingError: from the constructor, before anything is started.
@@ -30,23 +31,19 @@ class Nodes:
     def __init__(self, server: ApiServer) -> None:
         scheduler, kwok = find_tool("kube-scheduler"), find_tool("kwok")
         self._api = server.api
-        server.start(
-            [
-                scheduler,
-                f"--kubeconfig={server.kubeconfig}",
-                "--leader-elect=false",
-                "--secure-port=0",
-            ]
-        )
-        server.start(
-            [
-                kwok,
-                f"--kubeconfig={server.kubeconfig}",
-                f"--config={_STAGES}",
-                "--manage-all-nodes=true",
-                "--node-lease-duration-seconds=0",
-            ]
-        )
+        kubeconfig = f"--kubeconfig={server.kubeconfig}"
+        self._programs = [
+            server.start([scheduler, kubeconfig, "--leader-elect=false", "--secure-port=0"]),
+            server.start(
+                [
+                    kwok,
+                    kubeconfig,
+                    f"--config={_STAGES}",
+                    "--manage-all-nodes=true",
+                    "--node-lease-duration-seconds=0",
+                ]
+            ),
+        ]
 
     def add(
         self,
@@ -91,7 +88,13 @@ class Nodes:
         """Removes every node and every pod, placed or waiting, of all namespaces."""
         for kind in ("Pod", "Node"):
             for item in self._api.list("v1", kind):
-                self._api.delete(item)
+                with contextlib.suppress(NotFoundError):  # kwok was quicker
+                    self._api.delete(item)
+
+    def close(self) -> None:
+        """Ends both programs; what they did stays."""
+        for program in self._programs:
+            program.end()
 
     def bind_claim(self, claim: Mapping[str, Any]) -> None:
         """Gives a claim a volume, which is a controller's work in a cluster."""

@@ -20,7 +20,7 @@ from .certificates import Authority, Credentials
 from .processes import Program
 from .tools import find_tool
 
-_START_S = 60.0
+_START_S = 120.0
 _ADMIN, _ADMIN_GROUPS = "shoal-admin", ("system:masters",)
 RESTRICTED = {
     f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")

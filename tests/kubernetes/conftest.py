@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from scripts.control_plane import ApiServer
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "shoal"
-HELM_TIMEOUT_S = 60.0
+HELM_TIMEOUT_S = 100.0
 Values = dict[str, Any]
 
 
@@ -26,6 +26,7 @@ class Helm:
     """`helm` as one user runs it in one namespace."""
 
     binary: Path
+    home: Path
     folder: Path
     kubeconfig: Path
     namespace: str
@@ -47,6 +48,10 @@ class Helm:
         found: list[dict[str, Any]] = json.loads(self("history", name, "-o", "json"))
         return found
 
+    def as_user(self, kubeconfig: Path) -> Helm:
+        """The same with another user's rights."""
+        return replace(self, kubeconfig=kubeconfig)
+
     def __call__(self, *arguments: str) -> str:
         """What the command prints; fails the test with what it says if it fails."""
         done = self.run(*arguments)
@@ -58,9 +63,10 @@ class Helm:
             [self.binary, *arguments, "--namespace", self.namespace],
             env={
                 "PATH": os.environ["PATH"],
+                "HOME": str(self.home),
                 "KUBECONFIG": str(self.kubeconfig),
-                **{f"HELM_{kind}_HOME": str(self.folder) for kind in ("CACHE", "CONFIG", "DATA")},
             },
+            cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=HELM_TIMEOUT_S,
@@ -72,7 +78,15 @@ class Helm:
         return ("--values", str(path))
 
 
+@pytest.fixture(scope="session")
+def helm_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every helm remembers what kinds the server has: asking takes most of its time."""
+    return tmp_path_factory.mktemp("helm-home")
+
+
 @pytest.fixture
-def helm(helm_binary: Path, api_server: ApiServer, namespace: str, tmp_path: Path) -> Helm:
+def helm(
+    helm_binary: Path, helm_home: Path, api_server: ApiServer, namespace: str, tmp_path: Path
+) -> Helm:
     """The administrator's helm in a fresh namespace."""
-    return Helm(helm_binary, tmp_path, api_server.kubeconfig, namespace)
+    return Helm(helm_binary, helm_home, tmp_path, api_server.kubeconfig, namespace)

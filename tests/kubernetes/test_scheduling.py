@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from scripts.control_plane import Api, ApiServer, Nodes, refusal
-from scripts.control_plane.kuberay import worker_pods
+from scripts.control_plane import Api, ApiServer, Nodes, RefusedError, refusal
+from scripts.control_plane.kuberay import head_pod, worker_pods
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.helm]
 
@@ -43,12 +43,19 @@ class Engines:
     api: Api
 
     def place(self, values: dict[str, Any], num_pods: int = 1) -> list[dict[str, Any]]:
+        service = self.install(values)
+        pods = (worker_pods(service)[0] for _ in range(num_pods))
+        return [self.start(pod) for pod in pods]
+
+    def install(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The RayService, once its claims have volumes."""
         self.helm.install(values)
-        service = self.api.get("ray.io/v1", "RayService", "chat", self.helm.namespace)
         for claim in self.api.list("v1", "PersistentVolumeClaim", self.helm.namespace):
             self.nodes.bind_claim(claim)
-        pods = (worker_pods(service)[0] for _ in range(num_pods))
-        return [self.nodes.wait_for(self.api.create(pod)) for pod in pods]
+        return self.api.get("ray.io/v1", "RayService", "chat", self.helm.namespace)
+
+    def start(self, pod: dict[str, Any]) -> dict[str, Any]:
+        return self.nodes.wait_for(self.api.create(pod))
 
 
 @pytest.fixture
@@ -96,3 +103,21 @@ def test_gpu_nodes_are_closed_to_pods_that_tolerate_nothing(engines: Engines) ->
     (pod,) = engines.place(CPU)
 
     assert "untolerated taint" in refusal(pod)
+
+
+def test_a_drain_may_take_the_head_and_not_the_last_engine(engines: Engines) -> None:
+    service = engines.install({**CPU, "autoscaler": {"enabled": False}})
+    head, engine = (engines.start(pod) for pod in (head_pod(service), worker_pods(service)[0]))
+    namespace = engines.helm.namespace
+    (budget,) = engines.api.list("policy/v1", "PodDisruptionBudget", namespace)
+    # A controller counts the pods in a cluster: one of the one that must stay is there.
+    counted = {"expectedPods": 1, "currentHealthy": 1, "desiredHealthy": 1, "disruptionsAllowed": 0}
+    observed = {"observedGeneration": budget["metadata"]["generation"], **counted}
+    engines.api.merge(budget, {"status": observed}, subresource="status")
+
+    engines.api.evict(head)
+    with pytest.raises(RefusedError, match="would violate the pod's disruption budget"):
+        engines.api.evict(engine)
+
+    # Ray's object has no scale, which a share of the pods would be a share of.
+    assert budget["spec"]["minAvailable"] == 1
