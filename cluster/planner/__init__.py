@@ -10,7 +10,7 @@ from __future__ import annotations
 from .local import check_local, explain
 from .machine import Machine
 from .prediction import Prediction, predict, with_predictions
-from .resolve import resolve
+from .resolution import resolve
 
 __all__ = [
     "Machine",

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.manifests import serve_applications
 from cluster.plan import DEMO_MODEL_PATH, configs_path, load_config
+from cluster.plan.shapes import published_configs
 from cluster.planner import Machine, resolve
 from serve.config import HardwareConfig, ModelConfig, ShoalConfig
 from tests.planner.conftest import MakeModel
@@ -49,6 +50,16 @@ def test_server_uses_bfloat16_all_cores_and_two_ingress_copies(make_model: MakeM
 def test_model_that_cannot_be_halved_stays_whole(make_model: MakeModel) -> None:
     folder = make_model(num_attention_heads=1, num_key_value_heads=1)
     assert plan(LAPTOP, ModelConfig(path=folder)).models[0].tensor_parallel == 1
+
+
+@pytest.mark.parametrize(("gpus_per_node", "size"), [(1, 1), (4, 4), (8, 4)])
+def test_gpus_split_a_large_model_as_the_plan_says(
+    make_model: MakeModel, gpus_per_node: int, size: int
+) -> None:
+    hardware = HardwareConfig(name="box", device="cuda", gpu="h100", gpus_per_node=gpus_per_node)
+    folder = make_model("seven", **published_configs()["Qwen/Qwen2.5-7B-Instruct"])
+    (model,) = plan(SERVER, ModelConfig(path=folder), hardware=hardware).models
+    assert (model.tensor_parallel, model.dtype) == (size, "bfloat16")
 
 
 def test_what_is_said_stays_said(make_model: MakeModel) -> None:

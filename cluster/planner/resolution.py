@@ -13,6 +13,10 @@ from serve.catalog import ModelShape, legal_tensor_parallel_sizes, shape_for_len
 from serve.checkpoint import inspect_checkpoint
 from serve.config import Dtype, HardwareConfig, ModelConfig, ShoalConfig
 
+from .accelerators import find_gpu, known_gpus
+from .choice import choose
+from .hardware import gpu_node
+from .layouts import Demand, layouts_of
 from .machine import Machine
 
 _CPU_TENSOR_PARALLEL = 2
@@ -25,6 +29,7 @@ def resolve(config: ShoalConfig, machine: Machine) -> ShoalConfig:
 
     Raises:
         CheckpointError: a model folder cannot be used (`load_config` would have said so).
+        ConfigurationError: GPUs that `configs/gpus.yaml` does not have.
     """
     hardware = config.hardware
     if isinstance(hardware, str):
@@ -73,9 +78,23 @@ def _shape_of(model: ModelConfig) -> ModelShape | None:
 def _tensor_parallel(model: ModelConfig, shape: ModelShape | None, hardware: HardwareConfig) -> int:
     if model.tensor_parallel != "auto":
         return model.tensor_parallel
-    wanted = _CPU_TENSOR_PARALLEL if hardware.device == "cpu" else 1
-    is_legal = shape is None or wanted in legal_tensor_parallel_sizes(shape)
-    return wanted if is_legal else 1
+    if hardware.device == "cuda":
+        return 1 if shape is None else _size_on_gpus(model, shape, hardware)
+    is_legal = shape is None or _CPU_TENSOR_PARALLEL in legal_tensor_parallel_sizes(shape)
+    return _CPU_TENSOR_PARALLEL if is_legal else 1
+
+
+def _size_on_gpus(model: ModelConfig, shape: ModelShape, hardware: HardwareConfig) -> int:
+    """The size that the plan chooses for one node; 1 where nothing fits, which is refused later."""
+    node = gpu_node(hardware, find_gpu(hardware.gpu or "", known_gpus()))
+    demand = Demand(
+        engine=model.engine,
+        max_model_len=_max_model_len(model, shape),
+        yarn=_yarn(model, shape),
+        bytes_per_value=4 if model.dtype == "float32" else 2,
+    )
+    found = choose(layouts_of(shape, node, demand), node)
+    return 1 if found is None else found[0].size
 
 
 def _dtype(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> Dtype:
