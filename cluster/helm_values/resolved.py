@@ -98,7 +98,8 @@ def _effective_models(
         model = merge(merge(preset, fit["model"]), entry.overrides)
         if not _NAME.match(model["name"]):
             raise ConfigurationError(
-                f"{key}overrides.name: must be letters, digits and ._-/, got {model['name']!r}"
+                f"{key or 'model.'}overrides.name: must be letters, digits and ._-/,"
+                f" got {model['name']!r}"
             )
         model["path"] = _weights_path(source, preset=entry.preset, name=model["name"])
         model["replicas"] = ReplicasConfig(
@@ -115,14 +116,14 @@ def _effective_models(
 def _fitting_size(entry: ServedModelValues, hardware: str, key: str) -> tuple[int, Merged]:
     fits = _fits(configs_path() / "fits.yaml")
     if entry.preset not in fits:
-        raise ConfigurationError(f"{key}preset: no preset named {entry.preset!r}")
+        raise ConfigurationError(f"{key or 'model.'}preset: no preset named {entry.preset!r}")
     if hardware not in fits[entry.preset]:
         raise ConfigurationError(f"hardware.preset: no preset named {hardware!r}")
     found = fits[entry.preset][hardware]
     sizes: Merged = found["sizes"]
     where = f"{entry.preset} on {hardware}"
     if not sizes:
-        raise ConfigurationError(f"{key}preset: {where}: {found['refused']}")
+        raise ConfigurationError(f"{key or 'model.'}preset: {where}: {found['refused']}")
     size = str(entry.tensor_parallel or found["chosen"])
     if size not in sizes:
         reason = (found.get("unfit") or {}).get(size, "it does not divide the model's heads")

@@ -136,17 +136,15 @@ def core_schema(name: str) -> dict[str, Any]:
     """A schema of Kubernetes' own with all that it refers to inside it."""
     folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
     strict = folder / f"v{KUBERNETES}-local-strict"
-    everything = json.loads((strict / "_definitions.json").read_text())["definitions"]
+    everything = json.loads((strict / "_definitions.json").read_text())["$defs"]
     schema: dict[str, Any] = json.loads((strict / name).read_text())
     needed: dict[str, Any] = {}
     waiting = [schema]
     while waiting:
-        for key in re.findall(
-            r'_definitions.json#/definitions/([^"]+)"', json.dumps(waiting.pop())
-        ):
+        for key in re.findall(r'#/\$defs/([^"]+)"', json.dumps(waiting.pop())):
             if key not in needed:
                 needed[key] = everything[key]
                 waiting.append(everything[key])
-    text = json.dumps({**schema, "definitions": needed})
-    whole: dict[str, Any] = json.loads(text.replace("_definitions.json#", "#"))
+    text = json.dumps({**schema, "$defs": needed})
+    whole: dict[str, Any] = json.loads(text.replace("/api/_definitions.json#", "#"))
     return whole

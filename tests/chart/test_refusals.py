@@ -31,7 +31,7 @@ BOTH: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (SMALL, {"model": {"overrides": {"path": "/x"}}}, "path"),
     (SMALL, {"model": {"overrides": {"tensor_parallel": 1}}}, "tensor_parallel"),
     (SMALL, {"model": {"overrides": {"engine": {"block_sise": 1}}}}, "block_sise"),
-    (SMALL, {"model": {"overrides": {"name": "../etc"}}}, "overrides.name: must be letters"),
+    (SMALL, {"model": {"overrides": {"name": "../etc"}}}, "model.overrides.name: must be letters"),
     (SMALL, {"hardware": {"overrides": {"device": "cuda"}}}, "device"),
     (SMALL, {"hardware": {"overrides": {"pod": {"gpu": "1"}}}}, "gpu"),
     (SMALL, {"replicas": {"min": 3, "max": 2}}, "replicas.max"),
@@ -47,7 +47,11 @@ BOTH: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (FOURTEEN, {"tensorParallel": 1}, "tensorParallel: 1 cannot be used for qwen2.5-14b-instruct"),
     (SEVEN, {"tensorParallel": 3}, "sizes that fit: "),
     (SEVEN, {"tensorParallel": 8}, "tensorParallel: 8 cannot be used"),
-    (served("qwen2.5-72b-instruct", "cpu"), {}, "billion parameters do not fit"),
+    (
+        served("qwen2.5-72b-instruct", "cpu"),
+        {},
+        "model.preset: qwen2.5-72b-instruct on cpu: 72.7 billion",
+    ),
     (SMALL, {"models": TWO}, "models[1].tensorParallel: must be 2"),
     (SMALL, {"models": [{"preset": "demo"}, {}]}, "preset"),
 ]

@@ -29,6 +29,13 @@ def test_wheel_runs_from_another_folder_with_its_presets(tmp_path: Path) -> None
         names = archive.namelist()
         archive.extractall(tmp_path / "unpacked")
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
+    chart = (tmp_path / "unpacked" / "cluster" / "_helm" / "shoal").resolve()
+    assert (chart / "Chart.yaml").is_file()
+    assert (chart / "templates" / "rayservice.yaml").is_file()
+    presets = chart / "files" / "configs"
+    assert presets.is_dir()
+    assert not presets.is_symlink()
+    assert (presets / "fits.yaml").read_bytes() == (ROOT / "configs" / "fits.yaml").read_bytes()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "unpacked")}

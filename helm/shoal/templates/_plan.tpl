@@ -63,7 +63,7 @@ The twin of cluster/helm_values/resolved.py.
 {{- $found := dig .entry.preset .hardware dict .fits -}}
 {{- $where := printf "%s on %s" .entry.preset .hardware -}}
 {{- if not $found.sizes -}}
-  {{- fail (printf "%spreset: %s: %s" .key $where (default "nothing is known about it" $found.refused)) -}}
+  {{- fail (printf "%spreset: %s: %s" (default "model." .key) $where (default "nothing is known about it" $found.refused)) -}}
 {{- end -}}
 {{- $size := $found.chosen -}}
 {{- with .entry.tensorParallel }}{{ $size = toString (int64 .) }}{{ end -}}
