@@ -30,8 +30,7 @@ def open_helm(*, context: str | None, namespace: str) -> HelmEngine:
         if program is None:
             raise UsageError(
                 "Helm is missing: neither the package helm-python-sdk nor the program `helm`",
-                hint="Either: pip install helm-python-sdk. Or install Helm 3 or 4 (helm.sh)."
-                " Without Helm: shoal manifests | kubectl apply --server-side -f -",
+                hint="Either: pip install helm-python-sdk. Or install Helm 3 or 4 (helm.sh).",
             ) from None
         from .binary import BinaryEngine
 
