@@ -38,15 +38,8 @@ def stored(api: Api, namespace: str) -> dict[str, Any]:
 
 
 def pods_of(spec: dict[str, Any]) -> str:
-    """What decides whether KubeRay makes a new cluster, byte for byte, but for the pod counts.
-
-    Those it leaves out of its hash: `replicas`, `minReplicas` and `maxReplicas` of a group.
-    """
-    cluster = json.loads(json.dumps(spec["rayClusterConfig"]))
-    for group in cluster["workerGroupSpecs"]:
-        for bound in ("replicas", "minReplicas", "maxReplicas"):
-            group.pop(bound, None)
-    return json.dumps(cluster, sort_keys=True)
+    """What decides whether KubeRay makes a new cluster, byte for byte."""
+    return json.dumps(spec["rayClusterConfig"], sort_keys=True)
 
 
 def with_changes(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +104,23 @@ def test_new_image_reaches_the_pods(helm: Any, api: Api, namespace: str) -> None
     helm.upgrade({**VALUES, "image": {"tag": "0.2.0-cuda"}})
 
     assert pods_of(stored(api, namespace)) != pods_of(before)
+
+
+def test_upgrade_stores_what_an_install_would(helm: Any, api: Api, namespace: str) -> None:
+    values = {
+        "model": {"preset": "demo"},
+        "hardware": {"preset": "cpu"},
+        "auth": {"allowAnonymous": True},
+        "autoscaler": {"enabled": False},
+        "scheduling": {"topologySpread": False},
+    }
+    helm.install({**VALUES, "upgrade": {"type": "NewCluster"}, "podLabels": {"team": "search"}})
+
+    helm.upgrade(values)
+
+    (service,) = [item for item in helm.render(values) if item["kind"] == "RayService"]
+    service["metadata"]["name"] = "fresh"
+    assert stored(api, namespace) == api.create(service, dry_run=True)["spec"]
 
 
 def test_rollback_brings_the_first_specification_back(helm: Any, api: Api, namespace: str) -> None:

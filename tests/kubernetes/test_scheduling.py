@@ -91,10 +91,13 @@ def test_copies_on_one_gpu_spread_over_machines(engines: Engines) -> None:
     assert {node_of(pod) for pod in pods} == {"a100-1", "a100-2"}
 
 
-def test_copies_without_gpus_spread_over_machines_without_gpus(engines: Engines) -> None:
+def test_copies_without_gpus_spread_over_machines_of_any_size(engines: Engines) -> None:
+    engines.nodes.remove("cpu-2")
+    engines.nodes.add("cpu-large", cpu="256", memory="2Ti")
+
     pods = engines.place(CPU, 2)
 
-    assert {node_of(pod) for pod in pods} == {"cpu-1", "cpu-2"}
+    assert {node_of(pod) for pod in pods} == {"cpu-1", "cpu-large"}
 
 
 def test_gpu_nodes_are_closed_to_pods_that_tolerate_nothing(engines: Engines) -> None:
