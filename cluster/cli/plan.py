@@ -51,7 +51,7 @@ def plan(
     from cluster.errors import UsageError
     from cluster.planner.machine import Machine
     from cluster.planner.nodes import find_node
-    from cluster.planner.plan import plan_model
+    from cluster.planner.plan import overcommitment, plan_model
     from serve.errors import SetupError
 
     from .plan_tables import show_plan
@@ -73,17 +73,19 @@ def plan(
         ]
     except SetupError as exc:
         raise UsageError(exc.message) from exc
+    together = overcommitment(plans)
     if as_json:
-        print(
-            json.dumps({"hardware": origin, "plans": [item.to_dict() for item in plans]}, indent=2)
-        )
+        reports = [item.to_dict() for item in plans]
+        print(json.dumps({"hardware": origin, "together": together, "plans": reports}, indent=2))
     else:
         console = Console(highlight=False, soft_wrap=True)
         for item in plans:
             show_plan(console, item, origin)
+        if together:
+            console.print(f"\nEach fits alone, but {together}.", style="bold red")
     if plot is not None:
         _draw(plans, plot)
-    if any(item.chosen is None for item in plans):
+    if together or any(item.chosen is None for item in plans):
         raise typer.Exit(1)
 
 

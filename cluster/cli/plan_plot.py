@@ -65,9 +65,11 @@ def _draw_memory(axes: Axes, plan: ModelPlan, layouts: list[Layout]) -> None:
                     color=color_of_text, fontsize=9,
                 )  # fmt: skip
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    total = layouts[0].memory.total_bytes / GB
+    axes.axhline(total, color="black", linewidth=1, linestyle="--", label=f"all of it, {total:.0f}")
     axes.set_ylabel("GB")
     axes.set_title("memory of one GPU" if plan.node.num_gpus else "memory of one copy")
-    axes.set_ylim(0, max(bottoms) * 1.02)
+    axes.set_ylim(0, max(*bottoms, total) * 1.04)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
         handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False

@@ -78,7 +78,7 @@ def _choice(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> s
     if model.dtype == "float32" and not machine.has_bfloat16:
         text += " (this CPU has no bfloat16 units)"
     if model.tensor_parallel == 2:
-        return text + ", because two shards use all cores and batch better than one"
+        return text + ": two shards use all cores and batch better than one"
     return text
 
 

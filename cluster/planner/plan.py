@@ -6,6 +6,7 @@ reasons and with what would work in the place of a chosen layout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from .alternatives import alternatives
 from .choice import choose
 from .hardware import Node
 from .layouts import CONTEXTS, Demand, Layout, layout_of, layouts_of
-from .memory import BYTES_PER_VALUE
+from .memory import BYTES_PER_VALUE, GB
 from .prediction import PROMPT_TOKENS, Prediction, predict_copy
 from .speed import Roofline
 from .subjects import Subject
@@ -154,3 +155,30 @@ def _check(subject: Subject, size: int | None, demand: Demand) -> None:
 def _refusal(candidates: list[Layout]) -> str:
     legal = [layout for layout in candidates if not (layout.problem or "").startswith("not legal")]
     return "; ".join(f"TP {layout.size}: {layout.problem}" for layout in legal)
+
+
+def overcommitment(plans: Sequence[ModelPlan]) -> str | None:
+    """Why models that fit one by one do not fit on one node together; None if they do."""
+    chosen = [(plan, plan.chosen) for plan in plans if plan.chosen is not None]
+    if len(chosen) < 2:
+        return None
+    node = plans[0].node
+    copies = [plan.subject.model.replicas.min for plan, _ in chosen]
+    if node.num_gpus:
+        wanted = sum(count * layout.size for count, (_, layout) in zip(copies, chosen, strict=True))
+        return (
+            None
+            if wanted <= node.num_gpus
+            else (f"together they need {wanted} GPUs, a node has {node.num_gpus}")
+        )
+    needed = sum(
+        count * layout.memory.fixed_bytes for count, (_, layout) in zip(copies, chosen, strict=True)
+    )
+    return (
+        None
+        if needed <= node.usable_bytes
+        else (
+            f"together they need {needed / GB:.1f} GB before any KV cache,"
+            f" {node.usable_bytes / GB:.1f} GB are free"
+        )
+    )

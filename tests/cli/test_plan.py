@@ -104,6 +104,15 @@ def test_configuration_is_planned_on_its_own_hardware(tmp_path: Path) -> None:
     assert found["layouts"][0]["max_model_len"] == 131_072
 
 
+def test_models_that_fit_only_one_by_one_are_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "shoal.yaml"
+    models = "[{preset: qwen2.5-7b-instruct}, {preset: qwen2.5-0.5b-instruct}]"
+    path.write_text(f"hardware: rtx4090d-x4\nmodels: {models}\n")
+    result = plan(str(path))
+    assert result.exit_code == 1
+    assert "together they need 5 GPUs, a node has 4" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "start"), [("plan.png", b"\x89PNG\r\n"), ("plan.svg", b"<?xml ver")]
 )

@@ -24,7 +24,7 @@ def test_what_fits_is_told_with_its_split_threads_and_type(make_model: MakeModel
     check_local(config, MACHINE)
     assert explain(config, MACHINE) == [
         "CPU, 2 cores, 4.3 GB free: small with TP 2, 1 thread a shard, float32 (this CPU has no"
-        " bfloat16 units), because two shards use all cores and batch better than one"
+        " bfloat16 units): two shards use all cores and batch better than one"
     ]
 
 
