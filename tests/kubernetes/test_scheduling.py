@@ -124,3 +124,12 @@ def test_a_drain_may_take_the_head_and_not_the_last_engine(engines: Engines) -> 
 
     # Ray's object has no scale, which a share of the pods would be a share of.
     assert budget["spec"]["minAvailable"] == 1
+
+
+def test_helm_test_is_admitted_and_placed_beside_a_release(engines: Engines) -> None:
+    engines.install(A100)
+
+    report = engines.helm("test", "chat")
+
+    assert "Phase:          Succeeded" in report
+    assert engines.api.list("v1", "Pod", engines.helm.namespace) == []
