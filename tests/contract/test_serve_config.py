@@ -15,7 +15,8 @@ from serve.keys import generate_key, hash_key
 from .conftest import Cluster, authorization
 from .ray_nodes import REPOSITORY, TOKEN
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+# The first test pays for the start; Ray may need several attempts on a busy machine.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 helm = pytest.importorskip("helm_python", reason="no Helm engine for this platform")
 
 VALUES = {
