@@ -17,7 +17,7 @@ _CALIBRATION = (
     " on an A100). Figures that it had not seen were mostly within 10 %; the README has them all."
 )
 _CPU_CALIBRATION = (
-    "Predicted from this machine's memory and arithmetic, measured just now, other work included."
+    "Predicted from this machine's memory and arithmetic, measured just now, as if it were idle."
 )
 
 
@@ -45,7 +45,7 @@ def show_plan(console: Console, plan: ModelPlan, origin: str) -> None:
     prediction = plan.prediction(chosen)
     if prediction is not None:
         console.print()
-        console.print(_speed(prediction))
+        console.print(_speed(prediction, chosen))
         console.print(_times(prediction))
         note = _CALIBRATION if plan.node.num_gpus else _CPU_CALIBRATION
         console.print(Text(note, style="dim"))
@@ -152,7 +152,7 @@ def _step_text(plan: ModelPlan) -> str:
     return f"a step of {engine.token_budget} tokens, {engine.max_running_sequences} sequences"
 
 
-def _speed(prediction: Prediction) -> Table:
+def _speed(prediction: Prediction, chosen: Layout) -> Table:
     """The roofline's terms, in milliseconds a step."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     titles = ("batch", "weights", "KV", "flops", "reduce", "launch", "step ms", "tok/s", "each")
@@ -161,13 +161,15 @@ def _speed(prediction: Prediction) -> Table:
     table.add_column("bound by", no_wrap=True)
     for batch, step in prediction.steps.items():
         total = prediction.tokens_per_s(batch)
+        held = chosen.num_sequences(prediction.context_tokens)
         terms = (step.weights_s, step.kv_s, step.flops_s, step.all_reduce_s, step.launch_s)
         table.add_row(
             str(batch),
             *(f"{term * 1e3:,.2f}" for term in (*terms, step.seconds)),
             f"{total:,.0f}",
             f"{total / batch:,.1f}",
-            step.bound,
+            step.bound if batch <= held else f"does not fit: the KV cache holds {held}",
+            style="" if batch <= held else "dim",
         )
     table.caption = (
         f"one copy, texts of {prediction.context_tokens:,} tokens, ms:"

@@ -39,9 +39,13 @@ def choose(layouts: Sequence[Layout], node: Node) -> tuple[Layout, str] | None:
 
 
 def busy_tokens_per_s(layout: Layout, node: Node) -> float:
-    """Decoded tokens a second of the whole node with `BUSY_SEQUENCES` spread over its copies."""
+    """Decoded tokens a second of the whole node with `BUSY_SEQUENCES` spread over its copies.
+
+    Fewer of them at once where a copy's KV cache holds no more.
+    """
     assert node.device is not None, "a node with GPUs has their figures"
-    batch = max(1, BUSY_SEQUENCES // layout.num_replicas)
+    held = layout.num_sequences(BUSY_CONTEXT)
+    batch = max(1, min(BUSY_SEQUENCES // layout.num_replicas, held))
     speed = layout.roofline(node.device).tokens_per_s(batch, BUSY_CONTEXT)
     return layout.num_replicas * speed
 

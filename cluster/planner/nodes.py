@@ -53,4 +53,4 @@ def find_node(
 
 
 def _this_cpu(machine: Machine) -> Node:
-    return cpu_node(machine, device=measured_cpu(has_bfloat16=machine.has_bfloat16))
+    return cpu_node(machine, device=measured_cpu(machine))

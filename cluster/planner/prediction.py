@@ -135,17 +135,17 @@ def _predict_on(device: Device, model: ModelConfig) -> Prediction:
     return predict_copy(roofline, model.engine)
 
 
-def measured_cpu(*, has_bfloat16: bool) -> Device:
+def measured_cpu(machine: Machine) -> Device:
     """This machine's CPU, measured; bfloat16 units do about twice the float32 arithmetic."""
-    bandwidth, flops = measure_cpu()
-    factor = 2 if has_bfloat16 else 1
+    bandwidth, flops = measure_cpu(machine.num_cores)
+    factor = 2 if machine.has_bfloat16 else 1
     return cpu_device(bandwidth_bytes_per_s=bandwidth, flops_per_s=factor * flops)
 
 
 def _device(hardware: HardwareConfig, machine: Machine | None) -> Device | None:
     if hardware.device == "cpu":
         machine = machine or Machine.detect()
-        return measured_cpu(has_bfloat16=machine.has_bfloat16)
+        return measured_cpu(machine)
     try:
         return gpu_device(find_gpu(hardware.gpu or "", known_gpus()))
     except ConfigurationError:

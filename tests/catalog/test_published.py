@@ -111,6 +111,7 @@ def test_file_that_is_no_config_is_refused_by_name(tmp_path: Path, text: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_accelerate_counts_the_same_part_by_part_for_all_sizes_and_an_odd_one(
     tmp_path: Path,
 ) -> None:

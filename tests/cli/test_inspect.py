@@ -79,6 +79,7 @@ def test_unknown_shape_is_counted_by_accelerate_without_being_asked(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_accelerate_agrees_on_an_unknown_shape(odd_config: Path) -> None:
     result = inspect(str(odd_config.parent))
     assert result.exit_code == 0
