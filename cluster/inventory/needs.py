@@ -25,7 +25,7 @@ _ALWAYS = (
     *(("ray.io", "rayclusters", verb) for verb in ("get", "list", "patch")),
     *(("", "pods", verb) for verb in ("get", "list")),
     ("", "events", "list"),
-    *(("", "secrets", verb) for verb in ("get", "list", "create", "update", "delete")),
+    *(("", "secrets", verb) for verb in ("get", "list", "create", "update", "patch", "delete")),
 )
 
 
