@@ -19,7 +19,8 @@ from .certificates import Credentials
 
 Object = dict[str, Any]
 FIELD_MANAGER = "shoal-test"
-_TIMEOUT_S = 30.0
+# Seconds of computing go into one big CRD; a crowded machine takes its time over it.
+_TIMEOUT_S = 100.0
 _CLUSTER_WIDE = {
     "Namespace",
     "Node",

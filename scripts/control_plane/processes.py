@@ -22,7 +22,11 @@ class NotReadyError(Exception):
 
 
 class Program:
-    """One running program with its log in a file."""
+    """One running program with its log in a file.
+
+    Attributes:
+        pid: its process.
+    """
 
     def __init__(self, command: Sequence[str | Path], *, log: Path) -> None:
         self._name = Path(command[0]).name
@@ -35,6 +39,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 cwd=log.parent,
             )
+        self.pid = self._process.pid
 
     def wait_until(self, is_ready: Callable[[], bool], *, timeout_s: float) -> None:
         """Returns once `is_ready()`.

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cluster.local.ports import find_free_ports
+from cluster.local.ports import find_free_ports, is_port_free
 
 from .api import Api, Object
 from .certificates import Authority, Credentials
@@ -52,9 +52,9 @@ class ApiServer:
         self.api = Api(self.url, self._authority.certificate, admin)
         self._programs: list[Program] = []
         try:
-            self.start(_etcd_command(etcd, folder, etcd_port, peer_port))
-            command = self._apiserver_command(kube_apiserver, etcd_port, port)
-            server = self.start(command)
+            storage = self.start(_etcd_command(etcd, folder, etcd_port, peer_port))
+            storage.wait_until(lambda: not is_port_free(etcd_port), timeout_s=_START_S)
+            server = self.start(self._apiserver_command(kube_apiserver, etcd_port, port))
             server.wait_until(lambda: self.api.is_up("/readyz"), timeout_s=_START_S)
         except BaseException:
             self.close()

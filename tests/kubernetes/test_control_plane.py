@@ -20,7 +20,7 @@ import sys, time
 from pathlib import Path
 from scripts.control_plane.processes import Program
 program = Program(["sleep", "600"], log=Path(sys.argv[1]) / "sleep.log")
-print(program._process.pid, flush=True)
+print(program.pid, flush=True)
 time.sleep(600)
 """
 
