@@ -116,7 +116,7 @@ def test_accelerate_counts_the_same_part_by_part_for_all_sizes_and_an_odd_one(
     tmp_path: Path,
 ) -> None:
     configs = [published_configs()[f"Qwen/Qwen2.5-{size}-Instruct"] for size in SIZES]
-    configs.append({**configs[0], "num_attention_heads": 7, "tie_word_embeddings": False})
+    configs.append({**configs[0], "num_attention_heads": 7, "num_key_value_heads": 7})
     paths = [tmp_path / f"{index}.json" for index in range(len(configs))]
     for path, config in zip(paths, configs, strict=True):
         path.write_text(json.dumps(dict(config)))
