@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from .access import AuthValues, ExposeValues, ServiceValues
 from .values import (
-    AuthValues,
     AutoscalerValues,
-    ExposeValues,
     HardwareValues,
     ImageValues,
     KubernetesObject,
@@ -23,7 +22,6 @@ from .values import (
     ReplicasValues,
     Resources,
     ServedModelValues,
-    ServiceValues,
     UpgradeValues,
     Values,
     WeightsValues,

@@ -109,6 +109,8 @@ def _effective_models(
         )
         models.append(model)
         hardware = merge(_preset("hardware", values.hardware.preset), fit["hardware"])
+        if hardwares:
+            _check_memory(hardware["pod"]["memory"], hardwares[0]["pod"]["memory"], key)
         hardwares.append(merge(hardware, values.hardware.overrides))
     return models, hardwares[0]
 
@@ -132,6 +134,15 @@ def _fitting_size(entry: ServedModelValues, hardware: str, key: str) -> tuple[in
             f" sizes that fit: {', '.join(sorted(sizes, key=int))}"
         )
     return int(size), sizes[size]
+
+
+def _check_memory(needed: str, given: str, key: str) -> None:
+    """The first model sizes the pods: another one must not need more."""
+    if given.endswith("Gi") and int(needed.removesuffix("Gi")) > int(given.removesuffix("Gi")):
+        raise ConfigurationError(
+            f"{key}preset: needs pods of {needed}, those of the first model have {given}: put it"
+            " first, or set hardware.overrides.pod.memory"
+        )
 
 
 def _weights_path(source: str, *, preset: str, name: str) -> str:

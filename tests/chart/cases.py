@@ -145,6 +145,16 @@ _FEATURES: dict[str, Values] = {
             "envFrom": [{"configMapRef": {"name": "more"}}],
             "volumes": [{"name": "scratch", "emptyDir": {}}],
             "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}],
+            "initContainers": [
+                {
+                    "name": "warm",
+                    "image": "example.org/warm:1",
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }
+            ],
             "objects": [
                 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "more"}},
                 {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "most"}},
@@ -181,8 +191,8 @@ _FEATURES: dict[str, Values] = {
     "limits": {"maxBodyBytes": 16777216, "logLevel": "debug", "ingressCopies": 3},
     "two-models": {
         "models": [
-            {"preset": "qwen2.5-0.5b-instruct", "overrides": {"is_default": True}},
             {"preset": "qwen2.5-1.5b-instruct", "replicas": {"min": 1, "max": 2}},
+            {"preset": "qwen2.5-0.5b-instruct", "overrides": {"is_default": True}},
         ]
     },
     "same-model-twice": {

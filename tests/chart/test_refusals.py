@@ -17,6 +17,7 @@ from tests.chart.rendering import render
 SEVEN = served("qwen2.5-7b-instruct", "rtx4090d-x4")
 FOURTEEN = served("qwen2.5-14b-instruct", "rtx4090d-x4")
 TWO = [{"preset": "demo", "tensorParallel": 2}, {"preset": "demo", "tensorParallel": 1}]
+BIG = "qwen2.5-1.5b-instruct"
 TWINS = [
     {"preset": "demo", "overrides": {"name": "a.b"}},
     {"preset": "demo", "overrides": {"name": "a-b"}},
@@ -54,6 +55,7 @@ BOTH: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ),
     (SMALL, {"models": TWO}, "models[1].tensorParallel: must be 2"),
     (SMALL, {"models": [{"preset": "demo"}, {}]}, "preset"),
+    (SMALL, {"models": [{"preset": "demo"}, {"preset": BIG}]}, "models[1].preset: needs pods of"),
 ]
 HELM_ONLY: list[tuple[dict[str, Any], str]] = [
     ({"models": TWINS}, "models[1].overrides.name: another model"),

@@ -35,6 +35,8 @@ The twin of cluster/helm_values/resolved.py.
   {{- if not $hardware -}}
     {{- $preset := $.Files.Get (printf "files/configs/hardware/%s.yaml" $.Values.hardware.preset) | fromYaml -}}
     {{- $hardware = mustMergeOverwrite $preset $fit.hardware (deepCopy (default dict $.Values.hardware.overrides)) -}}
+  {{- else -}}
+    {{- include "shoal.checkMemory" (dict "needed" $fit.hardware.pod.memory "given" $hardware.pod.memory "key" $key) -}}
   {{- end -}}
 {{- end -}}
 {{- $upgrade := default (default "None" $hardware.upgrade) .Values.upgrade.type -}}
@@ -72,6 +74,13 @@ The twin of cluster/helm_values/resolved.py.
   {{- fail (printf "%stensorParallel: %s cannot be used for %s: %s; sizes that fit: %s" .key $size $where $reason (keys $found.sizes | sortAlpha | join ", ")) -}}
 {{- end -}}
 {{- merge (dict "size" $size "diskGib" $found.disk_gib) (get $found.sizes $size) | toYaml -}}
+{{- end }}
+
+{{/* The first model sizes the pods: another one must not need more. */}}
+{{- define "shoal.checkMemory" -}}
+{{- if and (hasSuffix "Gi" .given) (gt (trimSuffix "Gi" .needed | int) (trimSuffix "Gi" .given | int)) -}}
+  {{- fail (printf "%spreset: needs pods of %s, those of the first model have %s: put it first, or set hardware.overrides.pod.memory" .key .needed .given) -}}
+{{- end -}}
 {{- end }}
 
 {{- define "shoal.longest" -}}
