@@ -28,7 +28,7 @@ class Subject:
     """One model to inspect or plan.
 
     `origin` tells where the shape is from, in words; `config` is what its config.json says.
-    `is_unknown`: the shape is not one of the published ones, which are known to be right.
+    `is_unknown`: its tensors are not those of a published model, whose counts are known.
     """
 
     title: str
@@ -114,8 +114,18 @@ def _from_files(path: Path) -> Subject:
         origin=str(file),
         model=ModelConfig(name=folder.name.lower() or None),
         config=config,
-        is_unknown=shape not in map(ModelShape.from_config, published_configs().values()),
+        is_unknown=_tensors(shape) not in _published_tensors(),
     )
+
+
+def _published_tensors() -> list[ModelShape]:
+    shapes = map(ModelShape.from_config, published_configs().values())
+    return [_tensors(shape) for shape in shapes]
+
+
+def _tensors(shape: ModelShape) -> ModelShape:
+    """The shape without what no tensor depends on."""
+    return replace(shape, rope_theta=0.0, rms_norm_eps=0.0, max_positions=0, yarn=None)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_unknown_model_is_told_with_the_nearest_name_and_all_presets() -> None:
 
 
 def test_config_json_alone_is_enough_and_marked_unknown_if_it_is(tmp_path: Path) -> None:
-    config = dict(published_configs()["Qwen/Qwen2.5-Coder-7B"])
+    config = {**published_configs()["Qwen/Qwen2.5-Coder-7B"], "rms_norm_eps": 1e-5}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert not find_subject(str(tmp_path)).is_unknown
     odd = tmp_path / "odd.json"
