@@ -54,7 +54,7 @@ def kubernetes(
     """A namespace in which a deployment passes the preflight; commands find it by KUBECONFIG."""
     api = api_server.api
     monkeypatch.setenv("KUBECONFIG", str(api_server.kubeconfig))
-    monkeypatch.setattr("cluster.rollout.follow.POLL_S", 0.05)
+    monkeypatch.setattr("cluster.rollout.follow.POLL_S", 0.1)
     monkeypatch.setattr("cluster.rollout.release.SETTLE_S", 0.4)
     make_operator(api)
     make_keys_secret(api, namespace)

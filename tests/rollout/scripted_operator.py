@@ -30,7 +30,7 @@ from scripts.control_plane.kuberay import cluster_name, head_pod, worker_pods
 
 Object = dict[str, Any]
 FINALIZER = "ray.io/rayservice-finalizer"
-_TICK_S = 0.05
+_TICK_S = 0.1
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -40,7 +40,7 @@ class Script:
 
     is_alive: bool = True
     has_room: bool = True  # for the pods of a second cluster
-    pods_stay_ticks: int = 6  # after "Suspended", as terminating pods do
+    pods_stay_ticks: int = 4  # after "Suspended", as terminating pods do
     deploying_ticks: int = 2
     failures: dict[str, str] = field(default_factory=dict)  # application -> Serve's message
     pod_statuses: dict[str, Object] = field(default_factory=dict)  # "head" or a group
