@@ -18,7 +18,7 @@ maxReplicas: {{ max $num (int .root.Values.autoscaler.maxPods) }}
 automountServiceAccountToken: false
 terminationGracePeriodSeconds: {{ include "shoal.graceSeconds" .plan }}
 {{- with $pod.runtime_class }}
-runtimeClassName: {{ . }}
+runtimeClassName: {{ . | quote }}
 {{- end }}
 {{- with $pod.node_selector }}
 nodeSelector:
@@ -62,7 +62,7 @@ volumes:
   {{- with $values.auth.apiKeys.existingSecret }}
   - name: keys
     secret:
-      secretName: {{ . }}
+      secretName: {{ . | quote }}
   {{- end }}
   {{- with $values.extra.volumes }}
   {{- toYaml . | nindent 2 }}
@@ -155,12 +155,12 @@ env:
   - name: HF_TOKEN
     valueFrom:
       secretKeyRef:
-        name: {{ .existingSecret }}
-        key: {{ .key }}
+        name: {{ .existingSecret | quote }}
+        key: {{ .key | quote }}
   {{- end }}
   {{- with $values.weights.download.endpoint }}
   - name: HF_ENDPOINT
-    value: {{ . }}
+    value: {{ . | quote }}
   {{- end }}
   {{- with $values.extra.env }}
   {{- toYaml . | nindent 2 }}

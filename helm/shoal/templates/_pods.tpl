@@ -39,14 +39,14 @@ securityContext:
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with .Values.scheduling.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .Values.scheduling.schedulerName }}
-schedulerName: {{ . }}
+schedulerName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
@@ -64,13 +64,13 @@ schedulerName: {{ . }}
 name: models
 {{- if eq .plan.source "pvc" }}
 persistentVolumeClaim:
-  claimName: {{ include "shoal.claimName" .root }}
+  claimName: {{ include "shoal.claimName" .root | quote }}
   {{- if $weights.pvc.readOnly }}
   readOnly: true
   {{- end }}
 {{- else if eq .plan.source "image" }}
 image:
-  reference: {{ $weights.ociImage }}
+  reference: {{ $weights.ociImage | quote }}
   pullPolicy: IfNotPresent
 {{- else }}
 emptyDir: {}
