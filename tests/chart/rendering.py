@@ -7,10 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.chart.cases import Case, Values
 
+helm_python: Any = pytest.importorskip("helm_python", reason="no Helm engine for this platform")
 CHART = Path(__file__).resolve().parents[2] / "helm" / "shoal"
 RELEASE = "chat"
 NAMESPACE = "models"
@@ -18,8 +20,6 @@ Object = dict[str, Any]
 
 
 def load_chart(path: Path) -> Any:
-    import helm_python
-
     helm_python.disable_logging()
     return helm_python.Chart.load(path)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-import helm_python
 import pytest
 import yaml
 from yamllint import linter
@@ -14,7 +13,7 @@ from yamllint.config import YamlLintConfig
 from cluster.plan import configs_path
 from tests.chart.cases import FEATURES, SMALL, Case
 from tests.chart.golden import FOLDER
-from tests.chart.rendering import CHART, NAMESPACE, RELEASE, load_chart, render_texts
+from tests.chart.rendering import CHART, NAMESPACE, RELEASE, helm_python, load_chart, render_texts
 
 STYLE = YamlLintConfig(
     "{extends: default, rules: {document-start: disable, line-length: disable,"

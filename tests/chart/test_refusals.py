@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import helm_python
 import pytest
 from pydantic import ValidationError
 
@@ -12,7 +11,7 @@ from cluster.helm_values import ChartValues, to_config
 from cluster.helm_values.resolved import merge
 from serve.errors import ConfigurationError
 from tests.chart.cases import SMALL, served
-from tests.chart.rendering import render
+from tests.chart.rendering import helm_python, render
 
 SEVEN = served("qwen2.5-7b-instruct", "rtx4090d-x4")
 FOURTEEN = served("qwen2.5-14b-instruct", "rtx4090d-x4")
