@@ -18,7 +18,7 @@ from .tools import find_tool
 
 _STAGES = Path(__file__).with_name("stages.yaml")
 _GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
-_PLACED_S = 30.0
+_PLACED_S = 60.0
 
 
 class Nodes:
@@ -53,7 +53,6 @@ class Nodes:
         product: str = "",
         cpu: str = "32",
         memory: str = "256Gi",
-        zone: str = "",
     ) -> str:
         """A Ready node; one with GPUs is labelled and tainted as NVIDIA's operator does."""
         labels = {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}
@@ -61,8 +60,6 @@ class Nodes:
         if gpus:
             labels["nvidia.com/gpu.product"] = product
             room["nvidia.com/gpu"] = str(gpus)
-        if zone:
-            labels["topology.kubernetes.io/zone"] = zone
         node: Object = {
             "apiVersion": "v1",
             "kind": "Node",
