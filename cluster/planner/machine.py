@@ -1,7 +1,7 @@
 """What this machine has: cores, memory, number formats, GPUs, and how fast its memory is.
 
 Not the plan. The one decision: what cannot be found out is left at the cautious value, so that
-probing never stops a start; limits of a container (cgroups 1 and 2) count like the machine's own.
+probing never stops a start; limits of a container count like the machine's own.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
+from serve.limits import available_memory_bytes, read_limits
+
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
 _NVIDIA_SMI_TIMEOUT_S = 10.0
 _PROBE_FLOATS = 32 * 1024 * 1024
 _PROBE_SIDE = 1024
@@ -50,36 +50,16 @@ class Machine:
     def detect(cls) -> Machine:
         """This machine, as far as this process may use it."""
         limits = read_limits()
-        memory = psutil.virtual_memory()
-        total, available = int(memory.total), int(memory.available)
+        total = int(psutil.virtual_memory().total)
         if limits.memory_bytes is not None:
             total = min(total, limits.memory_bytes)
-            available = min(available, limits.memory_bytes - limits.used_bytes)
         return cls(
             num_cores=max(1, min(_usable_cores(), limits.num_cores or _usable_cores())),
             has_bfloat16=bool(_BFLOAT16_FLAGS & _cpu_flags()),
             total_bytes=total,
-            available_bytes=max(0, available),
+            available_bytes=available_memory_bytes(limits),
             gpus=find_gpus(),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the container allows; None where it does not limit."""
-
-    memory_bytes: int | None = None
-    used_bytes: int = 0
-    num_cores: int | None = None
-
-
-def read_limits(root: Path = _CGROUP_ROOT, own: Path = _OWN_CGROUP) -> Limits:
-    """The tightest limits of this process' control groups and of those above them."""
-    limits = Limits()
-    for controllers, group in _groups(own):
-        for folder in _upwards(root, controllers, group):
-            limits = _tighter(limits, folder)
-    return limits
 
 
 def find_gpus() -> tuple[FoundGpu, ...]:
@@ -150,55 +130,3 @@ def _parse_gpu(line: str) -> FoundGpu | None:
     if not name.strip() or not memory.strip().isdigit():
         return None
     return FoundGpu(name.strip(), int(memory) * _MIB)
-
-
-def _groups(own: Path) -> list[tuple[str, str]]:
-    """(controllers, group) of each line of /proc/self/cgroup; version 2 names no controllers."""
-    try:
-        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    parts = [line.split(":", 2) for line in lines]
-    return [(part[1], part[2].strip("/")) for part in parts if len(part) == 3]
-
-
-def _upwards(root: Path, controllers: str, group: str) -> list[Path]:
-    """The folders of a group and of those above it, in either version's layout."""
-    if controllers and not {"memory", "cpu"} & set(controllers.split(",")):
-        return []
-    base = root / controllers if controllers else root
-    steps = group.split("/") if group else []
-    return [base.joinpath(*steps[:depth]) for depth in range(len(steps), -1, -1)]
-
-
-def _tighter(limits: Limits, folder: Path) -> Limits:
-    memory, used = limits.memory_bytes, limits.used_bytes
-    most = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-    if most is not None and (memory is None or most < memory):
-        memory = most
-        current = folder / "memory.current"
-        used = _number(current) or _number(folder / "memory.usage_in_bytes") or 0
-    cores = [number for number in (limits.num_cores, _quota(folder)) if number is not None]
-    return Limits(memory, used, min(cores) if cores else None)
-
-
-def _quota(folder: Path) -> int | None:
-    """Cores' worth of time that a group gets, rounded up."""
-    words = _text(folder / "cpu.max").split()
-    if len(words) == 2 and words[0].isdigit():
-        return math.ceil(int(words[0]) / int(words[1]))
-    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-    return math.ceil(quota / period) if quota and period else None
-
-
-def _number(path: Path) -> int | None:
-    """A positive whole number in a file, or None; "max" and -1 are no limit."""
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""

@@ -8,10 +8,10 @@ padding.
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from serve.catalog import ModelShape, num_shard_kv_heads
+from serve.limits import available_memory_bytes, read_limits
 
 # Share of the memory that is free after the weights are loaded, and the most that auto takes.
 _AUTO_MEMORY_SHARE = 0.4
@@ -40,7 +40,7 @@ class KVPool:
 
 
 def auto_kv_cache_tokens(shape: ModelShape, *, size: int, dtype: torch.dtype) -> int:
-    """KV slots, in tokens, that this machine's free memory allows one of `size` local ranks."""
+    """KV slots, in tokens, that free memory, a container's too, allows one of `size` ranks."""
     num_bytes = shape.kv_bytes_per_token(bytes_per_value=dtype.itemsize, size=size)
-    available = psutil.virtual_memory().available * _AUTO_MEMORY_SHARE / size
+    available = available_memory_bytes(read_limits()) * _AUTO_MEMORY_SHARE / size
     return min(_AUTO_MAX_TOKENS, int(available) // num_bytes)

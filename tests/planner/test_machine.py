@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.planner.machine import FoundGpu, Machine, find_gpus, measure_cpu, read_limits
-
-GIB = 1 << 30
+from cluster.planner.machine import FoundGpu, Machine, find_gpus, measure_cpu
 
 
 def write(path: Path, text: str) -> None:
@@ -50,42 +48,6 @@ def test_gpus_are_those_that_the_driver_lists(smi) -> None:
 def test_driver_that_fails_means_no_gpus(smi, body: str) -> None:
     smi(body)
     assert find_gpus() == ()
-
-
-def test_limits_of_a_container_in_version_2_are_the_tightest_of_its_groups(tmp_path: Path) -> None:
-    write(tmp_path / "own", "0::/kubepods/pod1/c1\n")
-    root = tmp_path / "root"
-    write(root / "kubepods/memory.max", str(64 * GIB))
-    write(root / "kubepods/pod1/memory.max", str(16 * GIB))
-    write(root / "kubepods/pod1/memory.current", str(3 * GIB))
-    write(root / "kubepods/pod1/c1/memory.max", "max\n")
-    write(root / "kubepods/pod1/c1/cpu.max", "350000 100000\n")
-    write(root / "cpu.max", "max 100000\n")
-    limits = read_limits(root, tmp_path / "own")
-    assert (limits.memory_bytes, limits.used_bytes, limits.num_cores) == (16 * GIB, 3 * GIB, 4)
-
-
-def test_limits_in_version_1_are_read_from_each_controller(tmp_path: Path) -> None:
-    write(tmp_path / "own", "9:name=systemd:/x\n4:memory:/docker/a\n1:cpu:/docker/a\n3:cpuset:/\n")
-    root = tmp_path / "root"
-    write(root / "memory/docker/a/memory.limit_in_bytes", str(8 * GIB))
-    write(root / "memory/docker/a/memory.usage_in_bytes", str(GIB))
-    write(root / "cpu/docker/a/cpu.cfs_quota_us", "200000")
-    write(root / "cpu/docker/a/cpu.cfs_period_us", "100000")
-    write(root / "cpu/cpu.cfs_quota_us", "-1")
-    limits = read_limits(root, tmp_path / "own")
-    assert (limits.memory_bytes, limits.used_bytes, limits.num_cores) == (8 * GIB, GIB, 2)
-
-
-def test_inside_a_container_s_namespace_the_root_holds_the_limit(tmp_path: Path) -> None:
-    write(tmp_path / "own", "0::/\n")
-    write(tmp_path / "root/memory.max", str(4 * GIB))
-    assert read_limits(tmp_path / "root", tmp_path / "own").memory_bytes == 4 * GIB
-
-
-def test_without_control_groups_nothing_is_limited(tmp_path: Path) -> None:
-    limits = read_limits(tmp_path / "nothing", tmp_path / "none")
-    assert (limits.memory_bytes, limits.used_bytes, limits.num_cores) == (None, 0, None)
 
 
 def test_this_machine_has_cores_and_memory() -> None:
