@@ -25,6 +25,7 @@ from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from serve.config import HardwareConfig, HttpConfig, ModelConfig, Section
+from serve.errors import ConfigurationError
 from serve.logs import configure_logs
 from serve.messages import Prediction
 from serve.replica.metrics import ReplicaMetrics
@@ -69,8 +70,16 @@ def build_ingress(args: dict[str, Any]) -> ray_serve.Application:
 
 
 def build_model(args: dict[str, Any]) -> ray_serve.Application:
-    """The application of one model."""
-    ModelArgs.model_validate(args)
+    """The application of one model.
+
+    Raises:
+        ConfigurationError: the hardware is not computed on yet; better than a GPU that idles.
+    """
+    settings = ModelArgs.model_validate(args)
+    if settings.hardware.device == "cuda":
+        raise ConfigurationError(
+            "hardware.device must be cpu, got cuda: this version computes on CPUs only"
+        )
     return _Door.bind(_ReplicaDeployment.bind(args))  # type: ignore[attr-defined, no-any-return]
 
 
