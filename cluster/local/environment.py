@@ -7,6 +7,7 @@ these settings from the environment only, and of every process before it starts.
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ RUN_FOLDER_VARIABLE = "SHOAL_RUN_DIR"
 HAS_PROXY = sys.platform.startswith("linux")  # elsewhere Serve has no HAProxy and listens itself
 _DASHBOARD_PORT = 8265
 _NUM_REPLICA_PORTS = 100
+_MOST_CONNECTIONS = 4096
+_FILES_BESIDE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,7 @@ def _proxy_variables(
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(int(longest_generation_s) + 60),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_http),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
@@ -125,6 +129,18 @@ def _proxy_variables(
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.first_replica + _NUM_REPLICA_PORTS - 1),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
     }
+
+
+def max_connections() -> int:
+    """Connections that HAProxy is told to hold: Ray's number, or what open files allow.
+
+    It counts 2.5 descriptors a connection (two sides and its pipes) and ends at its start where
+    the hard limit is lower, as with the 1,024 of some containers.
+    """
+    _, num_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if num_files == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return max(16, min(_MOST_CONNECTIONS, (num_files - _FILES_BESIDE) * 2 // 5))
 
 
 def write_proxy_launcher(run: RunFolder, *, host: str) -> None:

@@ -159,6 +159,38 @@ def test_in_a_pod_traffic_comes_from_everywhere_and_nothing_else_does(tmp_path: 
     assert binds == {f"bind *:{pod.port}", *loopback}
 
 
+@pytest.mark.parametrize("num_files", [256, 1024, 4096])
+def test_proxy_starts_where_few_files_may_be_open(
+    rendered: Rendered, tmp_path: Path, num_files: int
+) -> None:
+    limited = f"ulimit -n {num_files}; exec "
+    code = "from cluster.local.environment import max_connections as m; print(m())"
+    asked = f"{limited} {sys.executable} -c '{code}'"
+    answer = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    write_error_files(tmp_path)
+    text = edit_configuration(rendered.text, error_folder=tmp_path)
+    ports = find_free_ports(3)
+    for former, port in zip((rendered.port, rendered.statistics, rendered.metrics), ports,
+                            strict=True):  # fmt: skip
+        text = text.replace(f":{former}\n", f":{port}\n")
+    text = re.sub(
+        r"^    maxconn .*$", f"    maxconn {int(answer.stdout)}", text, flags=re.MULTILINE
+    )
+    text = re.sub(
+        r"^    stats socket \S+", f"    stats socket {tmp_path}/a", text, flags=re.MULTILINE
+    )
+    (tmp_path / "small.cfg").write_text(text, encoding="utf-8")
+    command = f"{limited} {find_binary()} -db -f {tmp_path / 'small.cfg'}"
+    process = subprocess.Popen(["bash", "-c", command], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while is_port_free(ports[0]):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+
 def test_serves_own_proxy_gets_no_traffic(rendered: Rendered, tmp_path: Path) -> None:
     assert "detour" in rendered.text
     assert "detour" not in edit_configuration(rendered.text, error_folder=tmp_path)
