@@ -312,7 +312,7 @@ def _kubeconfig_errors(files: str) -> Iterator[None]:
 
 def _unreachable(host: str, error: Exception) -> ClusterError:
     reason = str(getattr(error, "reason", None) or error)
-    reason = re.sub(r"^<[^>]*>: |\(Caused by |HTTPS?Connection\([^)]*\): ", "", reason)
+    reason = re.sub(r"^<[^>]*>: |\(Caused by |HTTPS?Connection(?:Pool)?\([^)]*\): ", "", reason)
     return ClusterError(
         f"the Kubernetes API at {host} does not answer: {reason}",
         hint="Is it the right context? See: kubectl config get-contexts; kubectl cluster-info",

@@ -46,7 +46,7 @@ def manifests(
 
 
 _HEAD = """\
-# Apply it on the server's side (a RayService is too large for a client's annotation):
+# Apply it on the server's side, so that fields which KubeRay or you set later stay theirs:
 #   shoal manifests ... | kubectl apply --server-side -f -
 # Ray's token is yours to make, once:
 #   kubectl -n {namespace} create secret generic {token} \\

@@ -24,7 +24,10 @@ def explain(text: str, *, namespace: str) -> CommandError:
     refused = _SCHEMA_LINE.findall(text)
     if refused:
         lines = [f"{_key(path)}: {reason}" for path, reason in refused]
-        return UsageError("the values cannot be used\n" + "\n".join(lines), hint=NOTHING_DONE)
+        quote = [f"{_key(path)}=" for path, reason in refused if reason.endswith("want string")]
+        hint = f"Quote text that looks like a number: --set '{quote[0]}\"2\"'\n" if quote else ""
+        message = "the values cannot be used\n" + "\n".join(lines)
+        return UsageError(message, hint=hint + NOTHING_DONE)
     failed = _FAIL.search(text)
     if failed is not None:
         return UsageError(f"the values cannot be used\n{failed[2].strip()}", hint=NOTHING_DONE)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, CommandError, InterruptedStartError
 from cluster.helm import HelmEngine, Revision
 from cluster.kube import RAY_CLUSTER, Kube
 
@@ -82,7 +82,8 @@ class Release:
         """Suspend with the values `suspended` (None: it is), wait for the pods' end, apply.
 
         Raises:
-            ClusterError: the pods did not end, or the user stopped waiting: it stays suspended.
+            ClusterError: the pods did not end: it stays suspended.
+            InterruptedStartError: the user stopped waiting: so does it.
         """
         if suspended is not None:
             self._helm.deploy(suspended, name=self._name, is_upgrade=True, is_dry_run=False)
@@ -140,10 +141,9 @@ def previous_revision(helm: HelmEngine, name: str, history: list[Revision]) -> i
     )
 
 
-def _left_suspended(ended: Verdict | None) -> ClusterError:
-    reason = ended.message if ended is not None else "the waiting was ended"
-    hint = (ended.hint if ended is not None else "") or ""
-    return ClusterError(
-        f"it stays suspended, nobody is served: {reason}",
-        hint=f"{hint}\nGo on with the same command, or start the old state: shoal rollback".strip(),
-    )
+def _left_suspended(ended: Verdict | None) -> CommandError:
+    again = "Go on with the same command, or start the old state: shoal rollback"
+    if ended is None:
+        return InterruptedStartError("it stays suspended, nobody is served", hint=again)
+    message = f"it stays suspended, nobody is served: {ended.message}"
+    return ClusterError(message, hint=f"{ended.hint}\n{again}".strip())

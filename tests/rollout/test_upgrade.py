@@ -35,20 +35,43 @@ def cluster_name(api: Api, namespace: str) -> str:
     return str(cluster["metadata"]["name"])
 
 
-def test_same_values_change_nothing(shoal: Shoal, deployed: str) -> None:
-    ended = shoal(f"upgrade -n {deployed}")
-    assert (ended.code, ended.out.strip()) == (0, "Nothing differs: nothing to do.")
+def test_what_is_refused_or_needless_leaves_everything_as_it_was(
+    shoal: Shoal, deployed: str, api: Api
+) -> None:
+    service = api.get("ray.io/v1", "RayService", "shoal", deployed)
+    same = shoal(f"upgrade -n {deployed}")
+    assert (same.code, same.out.strip()) == (0, "Nothing differs: nothing to do.")
+    parked = shoal(f"upgrade -n {deployed} --set image.tag=other --yes")
+    assert parked.code == 1
+    assert "image: example.org/shoal:" in parked.out
+    assert "--recreate" in parked.err
+    roomless = shoal(
+        f"upgrade -n {deployed} --yes --set upgrade.type=NewCluster"
+        " --set hardware.overrides.pod.cpu='\"31\"'"
+    )
+    assert roomless.code == 1
+    assert "a second cluster has no room: no room for 1 engine pod of 31 CPUs" in roomless.err
+    unknown = shoal(f"rollback 9 -n {deployed}")
+    assert (unknown.code, "there is no earlier revision 9" in unknown.err) == (2, True)
+    assert api.get("ray.io/v1", "RayService", "shoal", deployed)["spec"] == service["spec"]
+    assert len(clusters(api, deployed)) == 1
 
 
-def test_config_changes_in_place_and_name_what_restarts(
+def test_config_changes_in_place_name_what_restarts_and_roll_back_alike(
     shoal: Shoal, deployed: str, api: Api
 ) -> None:
     before = cluster_name(api, deployed)
-    ended = shoal(f"upgrade -n {deployed} --set model.overrides.max_answer_tokens=99 --yes")
-    assert ended.code == 0, ended.err
-    assert "In place: Serve replaces the copies of model-shoal-demo, shoal" in ended.out
-    assert "model-shoal-demo: deploying" in ended.out
+    changed = shoal(f"upgrade -n {deployed} --set model.overrides.max_answer_tokens=99 --yes")
+    assert changed.code == 0, changed.err
+    assert "In place: Serve replaces the copies of model-shoal-demo, shoal" in changed.out
+    assert "model-shoal-demo: deploying" in changed.out
     assert cluster_name(api, deployed) == before
+    ended = shoal(f"rollback -n {deployed} --yes")
+    assert ended.code == 0, ended.err
+    assert "Back from revision 2 to 1." in ended.out
+    assert cluster_name(api, deployed) == before
+    service = api.get("ray.io/v1", "RayService", "shoal", deployed)
+    assert "max_answer_tokens: 99" not in service["spec"]["serveConfigV2"]
 
 
 def test_counts_change_without_a_restart_and_bounds_reach_the_running_cluster(
@@ -62,17 +85,6 @@ def test_counts_change_without_a_restart_and_bounds_reach_the_running_cluster(
     [cluster] = clusters(api, deployed)
     assert cluster["metadata"]["name"] == before
     assert cluster["spec"]["workerGroupSpecs"][0]["minReplicas"] == 2
-
-
-def test_pod_change_with_upgrade_none_is_refused_without_recreate(
-    shoal: Shoal, deployed: str, api: Api
-) -> None:
-    service = api.get("ray.io/v1", "RayService", "shoal", deployed)
-    ended = shoal(f"upgrade -n {deployed} --set image.tag=other --yes")
-    assert ended.code == 1
-    assert "image: example.org/shoal:" in ended.out
-    assert "--recreate" in ended.err
-    assert api.get("ray.io/v1", "RayService", "shoal", deployed)["spec"] == service["spec"]
 
 
 def test_recreate_waits_for_the_pods_then_starts_with_the_new_image(
@@ -104,18 +116,6 @@ def test_new_cluster_comes_up_beside_and_takes_over(shoal: Shoal, deployed: str,
     assert "60 s longer" in ended.out
     assert f"comes up beside {before}" in ended.out
     assert cluster_name(api, deployed) != before
-
-
-def test_new_cluster_without_room_is_refused_before_it_starts(
-    shoal: Shoal, deployed: str, api: Api
-) -> None:
-    ended = shoal(
-        f"upgrade -n {deployed} --yes --set upgrade.type=NewCluster"
-        " --set hardware.overrides.pod.cpu='\"31\"'"
-    )
-    assert ended.code == 1
-    assert "a second cluster has no room: no room for 1 engine pod of 31 CPUs" in ended.err
-    assert len(clusters(api, deployed)) == 1
 
 
 def test_stalled_second_cluster_is_named_and_ended_by_recreate(
@@ -152,18 +152,6 @@ def test_parked_change_is_found_and_applied_by_recreate(
     assert "--recreate" in ended.err
 
 
-def test_rollback_of_a_config_change_is_in_place(shoal: Shoal, deployed: str, api: Api) -> None:
-    before = cluster_name(api, deployed)
-    changed = shoal(f"upgrade -n {deployed} --set model.overrides.max_answer_tokens=99 --yes")
-    assert changed.code == 0, changed.err
-    ended = shoal(f"rollback -n {deployed} --yes")
-    assert ended.code == 0, ended.err
-    assert "Back from revision 2 to 1." in ended.out
-    assert cluster_name(api, deployed) == before
-    service = api.get("ray.io/v1", "RayService", "shoal", deployed)
-    assert "max_answer_tokens: 99" not in service["spec"]["serveConfigV2"]
-
-
 def test_rollback_of_a_recreation_steps_over_the_suspended_revision(
     shoal: Shoal, deployed: str, api: Api
 ) -> None:
@@ -179,12 +167,6 @@ def test_rollback_of_a_recreation_steps_over_the_suspended_revision(
     assert image.endswith("-cpu")
 
 
-def test_rollback_to_an_unknown_revision_names_the_known_ones(shoal: Shoal, deployed: str) -> None:
-    ended = shoal(f"rollback 9 -n {deployed}")
-    assert ended.code == 2
-    assert "there is no earlier revision 9" in ended.err
-
-
 def test_suspend_ends_every_pod_and_resume_starts_again(
     shoal: Shoal, deployed: str, api: Api
 ) -> None:
@@ -195,6 +177,22 @@ def test_suspend_ends_every_pod_and_resume_starts_again(
     resumed = shoal(f"upgrade -n {deployed} --set suspend=false --yes")
     assert resumed.code == 0, resumed.err
     assert len(clusters(api, deployed)) == 1
+
+
+def test_ctrl_c_stops_following_and_says_how_to_go_on(
+    shoal: Shoal, kubernetes: str, operator: ScriptedOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as pressed:
+        pressed.setattr("cluster.local.interrupts.Interrupts.wait", lambda *_: True)
+        left = shoal(f"deploy {DEMO} -n {kubernetes}")
+    assert (left.code, "the cluster goes on" in left.err) == (130, True)
+    assert shoal(f"status -n {kubernetes} --name shoal --follow").code == 0
+    with monkeypatch.context() as pressed:
+        pressed.setattr("cluster.local.interrupts.Interrupts.wait", lambda *_: True)
+        left = shoal(f"upgrade -n {kubernetes} --recreate --yes")
+    assert (left.code, "it stays suspended" in left.err) == (130, True)
+    ended = shoal(f"upgrade -n {kubernetes} --recreate --yes")
+    assert ended.code == 0, ended.err
 
 
 def test_undeploy_waits_for_the_operator_and_leaves_nothing(
