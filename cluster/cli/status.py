@@ -13,6 +13,7 @@ from .chart_options import Context, Namespace
 if TYPE_CHECKING:
     from cluster.kube import Kube
     from cluster.local.folder import RunFolder
+    from cluster.rollout.addresses import Addresses
 
 Report = dict[str, Any]
 
@@ -129,18 +130,20 @@ def _reports(name: str | None, context: str | None, namespace: str | None) -> li
     ]
 
 
-def _live_addresses(kube: Kube, name: str) -> Any:
+def _live_addresses(kube: Kube, name: str) -> Addresses:
+    from contextlib import suppress
+
+    from cluster.errors import ForbiddenError
     from cluster.kube import HTTP_ROUTE, INGRESS, RAY_SERVICE, SERVICE
     from cluster.rollout.addresses import addresses_of
 
-    kinds = {"RayService": RAY_SERVICE, "Service": SERVICE, "Ingress": INGRESS}
-    kinds["HTTPRoute"] = HTTP_ROUTE
-    objects = [
-        {"kind": kind, **found}
-        for kind, where in kinds.items()
-        if (found := kube.get(where, name)) is not None
-    ]
-    return addresses_of(objects, context=kube.context, namespace=kube.namespace)
+    kinds = {"RayService": RAY_SERVICE, "Service": SERVICE}
+    objects = {kind: kube.get(where, name) for kind, where in kinds.items()}
+    for kind, where in {"Ingress": INGRESS, "HTTPRoute": HTTP_ROUTE}.items():
+        with suppress(ForbiddenError):  # who may not see it can still forward a port
+            objects[kind] = kube.get(where, name)
+    found = [{"kind": kind, **item} for kind, item in objects.items() if item is not None]
+    return addresses_of(found, context=kube.context, namespace=kube.namespace)
 
 
 def _follow(name: str, *, context: str | None, namespace: str | None) -> None:
