@@ -59,6 +59,12 @@ schedulerName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
+{{/* No tensor and no token goes through Ray's object store; by default it would take 30 % of a pod's
+memory out of /dev/shm, which NCCL needs. */}}
+{{- define "shoal.objectStoreBytes" -}}
+"134217728"
+{{- end }}
+
 {{- define "shoal.weightsVolume" -}}
 {{- $weights := .root.Values.weights -}}
 name: models
