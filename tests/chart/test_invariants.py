@@ -100,6 +100,14 @@ def test_ray_asks_for_a_token_and_keeps_work_off_the_head(case: Case) -> None:
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
+@pytest.mark.parametrize("case", FEATURES, ids=str)
+def test_ports_of_the_head_are_those_that_kuberay_looks_for(case: Case) -> None:
+    """By name: without `serve` it cannot make its Service and a RayService never becomes ready."""
+    (head,) = pod_specs(case.values)["head"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports == {"gcs-server": 6379, "dashboard": 8265, "metrics": 8080, "serve": 8000}
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_secret_and_no_shell_is_rendered(case: Case) -> None:
     assert "Secret" not in {item["kind"] for item in render(case.values)}
