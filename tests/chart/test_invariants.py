@@ -124,6 +124,13 @@ def test_running_cluster_leaves_room_for_more_copies(case: Case) -> None:
     assert group["maxReplicas"] == 256
 
 
+@pytest.mark.parametrize("case", FEATURES, ids=str)
+def test_groups_have_an_idle_time_only_beside_the_autoscaler(case: Case) -> None:
+    """KubeRay refuses a whole RayService whose group has one without the autoscaler."""
+    (group,) = cluster_of(case)["workerGroupSpecs"]
+    assert ("idleTimeoutSeconds" in group) == cluster_of(case)["enableInTreeAutoscaling"]
+
+
 @pytest.mark.parametrize("upgrade", UPGRADES)
 def test_upgrade_type_is_one_that_kuberay_knows(upgrade: str) -> None:
     values = served("demo", "cpu", upgrade=UPGRADES[upgrade])
