@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from cluster.cli import app
 from tests.chart.cases import CASES, FEATURES, FITS, SMALL, UPGRADES, Case, served
 from tests.chart.rendering import RELEASE, find, pod_specs, render, render_texts, serve_config
 
@@ -204,10 +206,27 @@ def test_notes_name_the_next_command(case: Case) -> None:
     (notes,) = [
         text for path, text in render_texts(case.values).items() if path.endswith("NOTES.txt")
     ]
-    assert "shoal status" in notes
+    name = case.values.get("fullnameOverride", RELEASE)
+    assert f"shoal status --namespace models --name {name} --follow" in notes
     has_keys = bool(case.values["auth"]["apiKeys"]["existingSecret"])
     assert ("shoal keys create NAME --secret shoal-keys --namespace models" in notes) == has_keys
     assert not re.search(r"<no value>|%!|map\[", notes)
+
+
+def test_commands_of_the_notes_are_understood_by_shoal() -> None:
+    notes = render_texts(SMALL)["shoal/templates/NOTES.txt"]
+    commands = [line.split()[1:] for line in notes.splitlines() if line.startswith("     shoal ")]
+    assert [words[0] for words in commands] == ["status", "keys"]
+    for words in commands:
+        parse(get_command(app), words)
+
+
+def parse(command: Any, words: list[str]) -> None:
+    """Read a command line without running it; fails on words that the command does not take."""
+    if hasattr(command, "commands"):
+        parse(command.commands[words[0]], words[1:])
+    else:
+        command.make_context("shoal", words)
 
 
 def test_same_values_render_to_the_same_text() -> None:
