@@ -19,6 +19,7 @@ VALUES: dict[str, Any] = {
     "hardware": {"preset": "rtx4090d-x4"},
     "auth": {"apiKeys": {"existingSecret": "chat-keys"}},
 }
+SMALLER = {**VALUES, "model": {"preset": "qwen2.5-3b-instruct"}}
 # Each changes what Serve is told and must leave every pod alone.
 CONFIG_ONLY: dict[str, dict[str, Any]] = {
     "answer length": {"model": {"overrides": {"max_answer_tokens": 1024}}},
@@ -134,9 +135,7 @@ def test_rollback_brings_the_first_specification_back(helm: Any, api: Api, names
     assert [entry["status"] for entry in helm.history()][-1] == "deployed"
 
 
-def test_ray_token_outlives_upgrade_rollback_and_uninstall(
-    helm: Any, api: Api, namespace: str
-) -> None:
+def test_ray_token_outlives_upgrade_and_rollback(helm: Any, api: Api, namespace: str) -> None:
     helm.install(VALUES)
     tokens = [token(api, namespace)]
     helm.upgrade({**VALUES, "logLevel": "debug"})
@@ -165,6 +164,31 @@ def test_weights_outlive_an_uninstall_and_are_adopted_by_the_next_install(
     assert kept["metadata"]["uid"] == claim["metadata"]["uid"]
     helm.install(VALUES)
     assert api.list("ray.io/v1", "RayService", namespace) != []
+
+
+@pytest.mark.parametrize("size", [{}, {"weights": {"pvc": {"size": "1Ti"}}}], ids=["plan", "own"])
+def test_claim_keeps_its_size_when_a_smaller_model_comes(
+    size: dict[str, Any], helm: Any, api: Api, namespace: str
+) -> None:
+    """A server refuses a claim that shrinks, and with it the whole upgrade."""
+    helm.install({**VALUES, **size})
+    before = requested(api, namespace)
+    (smaller,) = [
+        item["spec"]["resources"]["requests"]["storage"]
+        for item in helm.render(SMALLER)
+        if item["kind"] == "PersistentVolumeClaim"
+    ]
+
+    helm.upgrade(SMALLER)
+
+    assert requested(api, namespace) == before
+    assert before != smaller
+    assert "qwen2.5-3b-instruct" in stored(api, namespace)["serveConfigV2"]
+
+
+def requested(api: Api, namespace: str) -> str:
+    claim = api.get("v1", "PersistentVolumeClaim", "chat-models", namespace)
+    return str(claim["spec"]["resources"]["requests"]["storage"])
 
 
 def test_suspend_stops_the_pods_and_keeps_what_they_need(
