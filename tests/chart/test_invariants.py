@@ -178,6 +178,7 @@ def test_disruption_budget_is_a_number_and_leaves_the_head_free() -> None:
     spec = find(SMALL, "PodDisruptionBudget")["spec"]
     assert spec["minAvailable"] == 1
     assert "maxUnavailable" not in spec
+    assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     assert spec["selector"]["matchLabels"]["ray.io/group"] == "engine"
 
 
