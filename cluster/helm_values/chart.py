@@ -68,8 +68,14 @@ class MonitoringValues(Values):
     pod_monitor: bool = Field(
         False, description="A PodMonitor for head and engine pods (prometheus-operator)."
     )
-    rules: bool = Field(False, description="A PrometheusRule with Shoal's alerts.")
-    dashboards: bool = Field(False, description="A ConfigMap with a Grafana dashboard.")
+    rules: bool = Field(
+        False,
+        description="A PrometheusRule with Shoal's alerts. They cover every release that its"
+        " Prometheus scrapes: true in one of them is enough.",
+    )
+    dashboards: bool = Field(
+        False, description="A ConfigMap with a Grafana dashboard, for every release like the rules."
+    )
     labels: Labels = Field(
         {}, description="Labels of these objects, as your Prometheus or Grafana selects them."
     )
@@ -79,7 +85,7 @@ class SecurityValues(Values):
     """Network and users."""
 
     network_policy: bool = Field(
-        True, description="Let nothing into the pods but what is needed: see NOTES."
+        True, description="Let nothing into the pods but requests, KubeRay and Prometheus."
     )
     operator_namespace: str = Field(
         "kuberay-system", min_length=1, description="Where KubeRay runs; it must reach the head."
@@ -91,9 +97,6 @@ class SecurityValues(Values):
         (), description="NetworkPolicyPeers that may reach the API; empty: all."
     )
     run_as_user: int = Field(1000, ge=1, description="User id of every container.")
-    automount_head_token: bool = Field(
-        True, description="The autoscaler on the head asks the API server for pods."
-    )
 
 
 class DisruptionValues(Values):
@@ -170,7 +173,10 @@ class ChartValues(Values):
     )
     replicas: ReplicasValues = ReplicasValues()
     ingress_copies: int = Field(
-        2, ge=1, le=64, description="HTTP processes; they run in the engine pods."
+        2,
+        ge=1,
+        le=64,
+        description="HTTP processes; they run in the engine pods, at most four of them to a pod.",
     )
     max_body_bytes: int | None = Field(
         None, ge=1024, description="Largest request body; null: 4 MiB."

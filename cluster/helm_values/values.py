@@ -215,11 +215,13 @@ class PvcValues(Values):
 
     existing_claim: str = Field("", description="A claim to use; empty: the chart makes one.")
     storage_class: str = Field("", description="StorageClass; empty: the cluster's default.")
-    access_mode: Literal["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany"] = Field(
+    access_mode: Literal["ReadWriteOnce", "ReadWriteMany"] = Field(
         "ReadWriteOnce", description="ReadWriteMany where engine pods run on several nodes."
     )
     size: Quantity | None = Field(
-        None, description="Size of the claim; null: what the plan says for the models."
+        None,
+        description="Size of the claim; null: what the plan says for the models, and never less"
+        " than it has.",
     )
     read_only: bool = Field(
         False, description="Mount it read-only; the weights must be there already."

@@ -57,6 +57,12 @@ BOTH: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (SMALL, {"models": [{"preset": "demo"}, {"preset": BIG}]}, "models[1].preset: needs pods of"),
 ]
 HELM_ONLY: list[tuple[dict[str, Any], str]] = [
+    ({"weights": {"pvc": {"accessMode": "ReadOnlyMany"}}}, "accessMode"),
+    ({"ingressCopies": 5}, "ingressCopies: must be <= 4 (4 for each engine pod), got 5"),
+    (
+        {"models": [{"preset": "demo", "replicas": {"min": 3, "max": 2}}]},
+        "models[0].replicas.max: must be >= replicas.min (3), got 2",
+    ),
     ({"models": TWINS}, "models[1].overrides.name: another model"),
     ({"fullnameOverride": "a" * 48}, "fullnameOverride: a name must have at most 47"),
     ({"fullnameOverride": "9lives"}, "fullnameOverride: a name must be lower-case"),

@@ -30,6 +30,7 @@
 
 {{- define "shoal.checkModels" -}}
 {{- $names := list -}}
+{{- $pods := 0 -}}
 {{- range $index, $model := .plan.models -}}
   {{- $key := ternary (printf "models[%d]." $index) "model." (not (empty $.root.Values.models)) -}}
   {{- if not (regexMatch "^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$" $model.name) -}}
@@ -40,8 +41,12 @@
   {{- end -}}
   {{- $names = append $names (include "shoal.application" $model) -}}
   {{- if lt (int $model.replicas.max) (int $model.replicas.min) -}}
-    {{- fail (printf "replicas.max: must be >= replicas.min (%d), got %d" (int $model.replicas.min) (int $model.replicas.max)) -}}
+    {{- fail (printf "%sreplicas.max: must be >= replicas.min (%d), got %d" (trimPrefix "model." $key) (int $model.replicas.min) (int $model.replicas.max)) -}}
   {{- end -}}
+  {{- $pods = add $pods (include "shoal.pods" (dict "root" $.root "replicas" $model.replicas) | int) -}}
+{{- end -}}
+{{- if gt (int $.root.Values.ingressCopies) (int (mul 4 $pods)) -}}
+  {{- fail (printf "ingressCopies: must be <= %d (4 for each engine pod), got %d" (mul 4 $pods) (int $.root.Values.ingressCopies)) -}}
 {{- end -}}
 {{- end }}
 

@@ -1,10 +1,15 @@
 {{/* The pod that holds one copy of a model. All take (dict "root" $ "plan" $plan). */}}
 
+{{/* Pods for the copies of one model at the start. Takes (dict "root" $ "replicas" $replicas). */}}
+{{- define "shoal.pods" -}}
+{{- ternary .replicas.min .replicas.max .root.Values.autoscaler.enabled | int -}}
+{{- end }}
+
 {{/* Pods of the group. A running cluster never learns of new bounds: maxReplicas is roomy. */}}
 {{- define "shoal.engineBounds" -}}
 {{- $num := 0 -}}
 {{- range .plan.models -}}
-  {{- $num = add $num (ternary .replicas.min .replicas.max $.root.Values.autoscaler.enabled | int) -}}
+  {{- $num = add $num (include "shoal.pods" (dict "root" $.root "replicas" .replicas) | int) -}}
 {{- end -}}
 replicas: {{ $num }}
 minReplicas: {{ $num }}
