@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 
 METRICS_URL = "http://127.0.0.1:8080/metrics"
 OPEN_REQUESTS = "ray_serve_replica_processing_queries"
@@ -19,6 +20,8 @@ OPEN_REQUESTS = "ray_serve_replica_processing_queries"
 # and endpoints take some seconds to forget a pod.
 _REPORT_S = 10.0
 _NUM_QUIET = 3
+# A node that is busy may miss one answer; streams are cut if that is taken for its end.
+_NUM_SILENT = 3
 _POLL_S = 5.0
 _TIMEOUT_S = 5.0
 
@@ -28,7 +31,7 @@ def read_metrics() -> str | None:
     try:
         with urllib.request.urlopen(METRICS_URL, timeout=_TIMEOUT_S) as answer:
             return str(answer.read().decode())
-    except OSError:
+    except (OSError, HTTPException):
         return None
 
 
@@ -46,13 +49,17 @@ def drain(
     read: Callable[[], str | None] = read_metrics, sleep: Callable[[float], None] = time.sleep
 ) -> str:
     """Wait until several figures in a row show no open request; says why it ended."""
-    num_quiet = 0
+    num_quiet = num_silent = 0
     sleep(_REPORT_S)
     while True:
         metrics = read()
         if metrics is None:
+            num_silent += 1
+        else:
+            num_silent = 0
+            num_quiet = 0 if num_open_requests(metrics) else num_quiet + 1
+        if num_silent == _NUM_SILENT:
             return "Ray has stopped already"
-        num_quiet = 0 if num_open_requests(metrics) else num_quiet + 1
         if num_quiet == _NUM_QUIET:
             return "no request is open"
         sleep(_POLL_S)

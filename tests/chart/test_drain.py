@@ -37,10 +37,16 @@ def test_drain_waits_while_streams_run_and_for_late_figures() -> None:
     assert len(slept) == 6
 
 
-def test_drain_ends_at_once_where_ray_is_gone() -> None:
+def test_drain_ends_where_ray_is_gone() -> None:
     slept: list[float] = []
     assert drain(lambda: None, slept.append) == "Ray has stopped already"
-    assert len(slept) == 1
+    assert len(slept) == 3
+
+
+def test_drain_takes_a_missed_answer_for_no_answer() -> None:
+    texts = [METRICS, None, None, METRICS, "", None, "", ""]
+    assert drain(lambda: texts.pop(0), lambda _: None) == "no request is open"
+    assert texts == []
 
 
 def test_metric_is_one_that_ray_serve_exports() -> None:
