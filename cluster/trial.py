@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 KEY_VARIABLE = "SHOAL_API_KEY"
@@ -66,8 +67,8 @@ def _fetch(url: str, body: dict[str, Any] | None = None, *, key: str = "") -> tu
     except urllib.error.HTTPError as exc:
         with exc:
             return exc.code, exc.read().decode(errors="replace")
-    except OSError as exc:
-        return 0, str(exc)
+    except (OSError, HTTPException) as exc:
+        return 0, str(exc) or type(exc).__name__
 
 
 def main() -> None:

@@ -57,8 +57,12 @@ class HeadValues(Values):
         },
         description="Of the autoscaler beside it.",
     )
-    node_selector: Labels = Field({}, description="Labels that its node must have.")
-    tolerations: tuple[KubernetesObject, ...] = Field((), description="Taints that it accepts.")
+    node_selector: Labels = Field(
+        {}, description="Labels that its node must have, and that of `helm test`."
+    )
+    tolerations: tuple[KubernetesObject, ...] = Field(
+        (), description="Taints that it accepts, and `helm test`."
+    )
     gcs_fault_tolerance: FaultToleranceValues = FaultToleranceValues()
 
 

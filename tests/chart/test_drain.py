@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,22 @@ def api(*, key: str, is_ready: bool = True) -> Iterator[str]:
 def test_trial_of_a_release(key: str, given: str, found: str) -> None:
     with api(key=key) as url:
         assert found in try_release(url, seconds=5, key=given)
+
+
+def test_trial_takes_garbage_for_not_ready() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"garbage\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RuntimeError, match="not ready after 0 s: 0 garbage"):
+            try_release(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=0, key="")
+        thread.join()
 
 
 def test_trial_fails_with_what_it_saw() -> None:

@@ -174,6 +174,16 @@ def test_service_finds_exactly_the_pods_that_serve(case: Case) -> None:
     assert port["targetPort"] == 8000
 
 
+@pytest.mark.parametrize("case", FEATURES, ids=str)
+def test_trial_goes_where_the_head_goes(case: Case) -> None:
+    """A pod without a model needs no GPU node, and may find every other one tainted."""
+    pods = pod_specs(case.values)
+    trials = [pod["spec"] for name, pod in pods.items() if name not in ("head", "engine")]
+    assert len(trials) == case.values.get("tests", {}).get("enabled", True)
+    for key in ("nodeSelector", "tolerations"):
+        assert all(trial.get(key) == pods["head"]["spec"].get(key) for trial in trials)
+
+
 def test_disruption_budget_is_a_number_and_leaves_the_head_free() -> None:
     spec = find(SMALL, "PodDisruptionBudget")["spec"]
     assert spec["minAvailable"] == 1

@@ -50,6 +50,18 @@ schedulerName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
+{{/* Where pods without a model go. */}}
+{{- define "shoal.headPlace" -}}
+{{- with .Values.head.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.head.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/* Takes (dict "root" $ "plan" $plan). HAProxy ends the streams of an old configuration after this. */}}
 {{- define "shoal.env" -}}
 - name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S
