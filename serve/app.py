@@ -24,7 +24,7 @@ from ray.util import metrics as ray_metrics
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from serve.config import HardwareConfig, HttpConfig, ModelConfig, Section
+from serve.config import CPU_ONLY, HardwareConfig, HttpConfig, ModelConfig, Section
 from serve.errors import ConfigurationError
 from serve.logs import configure_logs
 from serve.messages import Prediction
@@ -77,9 +77,7 @@ def build_model(args: dict[str, Any]) -> ray_serve.Application:
     """
     settings = ModelArgs.model_validate(args)
     if settings.hardware.device == "cuda":
-        raise ConfigurationError(
-            "hardware.device must be cpu, got cuda: this version computes on CPUs only"
-        )
+        raise ConfigurationError(f"hardware.device must be cpu, got cuda: {CPU_ONLY}")
     return _Door.bind(_ReplicaDeployment.bind(args))  # type: ignore[attr-defined, no-any-return]
 
 

@@ -20,6 +20,7 @@ from .chart_options import (
     Sets,
     Timeout,
     ValuesFiles,
+    Yes,
     compose_values,
 )
 
@@ -39,6 +40,7 @@ def deploy(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and change nothing.")
     ] = False,
+    yes: Yes = False,
     no_wait: NoWait = False,
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     ignore_capacity: IgnoreCapacity = False,
@@ -60,14 +62,17 @@ def deploy(
     _refuse_existing(helm, name)
     console = say.make_console()
     looked = say.look(kube, objects)
-    say.preflight(console, kube, looked, written, has_capacity=ignore_capacity)
+    has_warned = say.preflight(console, kube, looked, written, has_capacity=ignore_capacity)
     service = ray_service(objects)
     served = ", ".join(models_of(service))
     console.print(f"{served} as {name} in {kube.context}, namespace {kube.namespace}, by {helm}")
     if dry_run:
         helm.deploy(written, name=name, is_upgrade=False, is_dry_run=True)
-        console.print("Everything that was checked is fine. Nothing was changed.")
+        checked = "It would be installed" if has_warned else "Everything that was checked is fine"
+        console.print(f"{checked}. Nothing was changed.")
         return
+    if has_warned:
+        say.confirm(question="Go on?", is_sure=yes)
     release = Release(kube, helm, name=name, service=service["metadata"]["name"])
     with say.following(console, limit_s=timeout) as following:
         verdict = release.install(written, None if no_wait else following)

@@ -11,6 +11,7 @@ from cluster.planner.layouts import CONTEXTS, Layout
 from cluster.planner.memory import GB
 from cluster.planner.plan import ModelPlan
 from cluster.planner.prediction import Prediction
+from serve.config import CPU_ONLY
 
 _CALIBRATION = (
     "Predicted, not measured: a roofline, calibrated on published figures of another engine (vLLM"
@@ -49,6 +50,8 @@ def show_plan(console: Console, plan: ModelPlan, origin: str) -> None:
         console.print(_times(prediction))
         note = _CALIBRATION if plan.node.num_gpus else _CPU_CALIBRATION
         console.print(Text(note, style="dim"))
+    if plan.node.num_gpus:
+        console.print(f"warning: {CPU_ONLY}: on GPUs a model can be planned, not served")
 
 
 def _headline(plan: ModelPlan, chosen: Layout) -> str:
@@ -159,22 +162,24 @@ def _speed(prediction: Prediction, chosen: Layout) -> Table:
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("bound by", no_wrap=True)
+    held = chosen.num_sequences(prediction.context_tokens)
     for batch, step in prediction.steps.items():
         total = prediction.tokens_per_s(batch)
-        held = chosen.num_sequences(prediction.context_tokens)
         terms = (step.weights_s, step.kv_s, step.flops_s, step.all_reduce_s, step.launch_s)
         table.add_row(
             str(batch),
             *(f"{term * 1e3:,.2f}" for term in (*terms, step.seconds)),
             f"{total:,.0f}",
             f"{total / batch:,.1f}",
-            step.bound if batch <= held else f"does not fit: the KV cache holds {held}",
+            step.bound if batch <= held else "does not fit",
             style="" if batch <= held else "dim",
         )
     table.caption = (
         f"one copy, texts of {prediction.context_tokens:,} tokens, ms:"
         " step = max(weights + KV, flops) + reduce + launch"
     )
+    if held < max(prediction.steps):
+        table.caption += f"; the KV cache holds {held} of them"
     table.caption_justify = "left"
     return table
 

@@ -51,8 +51,8 @@ def preflight(
     values: Values,
     *,
     has_capacity: bool,
-) -> None:
-    """Print warnings; `has_capacity`: room for the pods is not counted.
+) -> bool:
+    """Print warnings, and tell whether there were any; `has_capacity`: room is not counted.
 
     Raises:
         ClusterError: every reason why the objects cannot run there.
@@ -60,14 +60,15 @@ def preflight(
     from cluster.errors import ClusterError
     from cluster.inventory import check
 
+    problems = check(*looked, values, namespace=kube.namespace)
     refused = []
-    for problem in check(*looked, values, namespace=kube.namespace):
+    for problem in problems:
         if problem.is_warning:
             console.print(f"warning: {problem}")
         elif not (problem.is_capacity and has_capacity):
             refused.append(problem)
     if not refused:
-        return
+        return any(problem.is_warning for problem in problems)
     lines = []
     for problem in refused:
         lines += [f"- {problem}", *(f"    {line}" for line in problem.hint.splitlines())]
