@@ -56,6 +56,8 @@ def plan(
 
     from .plan_tables import show_plan
 
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"--plot {plot}: cannot be drawn: its name must end in .png or .svg")
     try:
         subjects, configured = _subjects(config, model)
         node, origin = find_node(
@@ -79,7 +81,8 @@ def plan(
         print(json.dumps({"hardware": origin, "together": together, "plans": reports}, indent=2))
     else:
         console = Console(highlight=False, soft_wrap=True)
-        for item in plans:
+        for index, item in enumerate(plans):
+            console.print("\n" if index else "", end="")
             show_plan(console, item, origin)
         if together:
             console.print(f"\nEach fits alone, but {together}.", style="bold red")
@@ -112,5 +115,5 @@ def _draw(plans: list[ModelPlan], path: Path) -> None:
 
     try:
         draw_plan(plans[0], path)
-    except (OSError, ValueError) as exc:
-        raise UsageError(f"--plot {path}: cannot be drawn: {exc}") from exc
+    except OSError as exc:
+        raise UsageError(f"--plot {path}: cannot be drawn: {exc.strerror}") from exc

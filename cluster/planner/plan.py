@@ -94,7 +94,7 @@ def plan_model(
 
     Raises:
         ConfigurationError: the tensor-parallel size is not legal for the model, or the length is
-            beyond what the model can be stretched to.
+            or the prompt is beyond what the model can be stretched to.
     """
     model = subject.model
     if size is None and model.tensor_parallel != "auto":
@@ -102,6 +102,7 @@ def plan_model(
     demand = _demand(model, node, max_model_len)
     layouts = layouts_of(subject.shape, node, demand)
     _check(subject, size, demand)
+    _check_prompt(subject, prompt_tokens, demand)
     if size is not None and size not in [layout.size for layout in layouts]:
         layouts.append(layout_of(subject.shape, node, size, demand))
     candidates = [layout for layout in layouts if size in (None, layout.size)]
@@ -149,6 +150,15 @@ def _check(subject: Subject, size: int | None, demand: Demand) -> None:
         raise ConfigurationError(
             f"{subject.title}: max_model_len must be <= {longest:,}, the model's positions"
             f"{' (YaRN is off)' if demand.yarn is False else ''}, got {demand.max_model_len:,}"
+        )
+
+
+def _check_prompt(subject: Subject, prompt_tokens: int, demand: Demand) -> None:
+    longest = demand.max_model_len or demand.longest(subject.shape)
+    if prompt_tokens > max(longest, PROMPT_TOKENS):  # the usual prompt may be beyond a tiny model
+        raise ConfigurationError(
+            f"{subject.title}: prompt must be <= {longest:,} tokens, its longest text,"
+            f" got {prompt_tokens:,}"
         )
 
 

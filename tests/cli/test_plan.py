@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from cluster.errors import UsageError
+from serve.config import CPU_ONLY
 
 ROOT = Path(__file__).resolve().parents[2]
 SEVEN = ("--model", "qwen2.5-7b-instruct")
@@ -85,13 +86,26 @@ def test_model_that_does_not_fit_ends_with_1_and_what_would() -> None:
         ([*SEVEN, "--hardware", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         ([*SEVEN, "--hardware", "h100", "--max-model-len", "999999"], "must be <= 131,072"),
         ([*SEVEN, "--hardware", "h100", "--plot", "/proc/x.png"], "cannot be drawn"),
-        ([*SEVEN, "--hardware", "h100", "--plot", "plan.docx"], "cannot be drawn"),
+        ([*SEVEN, "--hardware", "h100", "--plot", "plan.docx"], "must end in .png or .svg"),
+        ([*SEVEN, "--hardware", "h100", "--prompt", "999999"], "prompt must be <= 131,072"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_by_name(arguments: list[str], message: str) -> None:
     result = plan(*arguments)
     assert isinstance(result.exception, UsageError)
     assert message in result.exception.message
+
+
+def test_batch_that_the_cache_does_not_hold_leaves_a_narrow_table_whole() -> None:
+    shown = plan(*SEVEN, "--hardware", "rtx4090d-x4", "--tensor-parallel", "1").stdout
+    assert "does not fit" in shown
+    assert "the KV cache holds 61 of them" in shown
+    assert "…" not in shown
+
+
+def test_gpus_are_planned_with_a_warning_that_nothing_computes_on_them() -> None:
+    assert CPU_ONLY in plan(*SEVEN, "--hardware", "h100").stdout
+    assert CPU_ONLY not in plan("--model", "demo").stdout
 
 
 def test_configuration_is_planned_on_its_own_hardware(tmp_path: Path) -> None:
