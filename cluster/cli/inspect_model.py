@@ -177,7 +177,7 @@ def _show_sizes(console: Console, subject: Subject) -> None:
         table.add_row(
             str(size),
             *("[green]yes[/green]" if kept else "[red]no[/red]" for kept in rules),
-            f"{2 * shape.num_shard_params(size) / 1e9:,.2f} GB" if size in legal else "not legal",
+            _bytes(2 * shape.num_shard_params(size)) if size in legal else "not legal",
             f"KV heads x {copies}" if size in legal and copies > 1 else "",
             style="" if size in legal else "dim",
         )

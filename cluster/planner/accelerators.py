@@ -114,7 +114,9 @@ def _shipped_gpus() -> Mapping[str, GpuSpec]:
 def _read(path: Path) -> dict[str, GpuSpec]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except (UnicodeDecodeError, yaml.YAMLError) as exc:
         raise ConfigurationError(f"{path}: cannot be read: {exc}") from exc
     if not isinstance(values, dict):
         raise ConfigurationError(f"{path}: must be a mapping from a GPU's name to its figures")

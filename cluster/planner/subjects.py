@@ -133,8 +133,10 @@ def _read_json(file: Path) -> dict[str, Any]:
         if file.stat().st_size > _MAX_CONFIG_BYTES:
             raise CheckpointError(f"{file} must have at most {_MAX_CONFIG_BYTES:,} bytes")
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as exc:
-        raise CheckpointError(f"{file} cannot be read: {exc}") from exc
+    except OSError as exc:
+        raise CheckpointError(f"{file} cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise CheckpointError(f"{file} is not JSON: {exc}") from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold a JSON object")
     return config
@@ -142,9 +144,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _unknown(text: str) -> str:
     presets = preset_names("models")
-    names = [*presets, *(name.lower() for name in published_configs())]
+    names = {name.lower(): name for name in (*presets, *published_configs())}
     close = difflib.get_close_matches(text.lower(), names, n=1)
-    guess = f", did you mean {close[0]!r}?" if close else "."
+    guess = f", did you mean {names[close[0]]!r}?" if close else "."
     return (
         f"no model {text!r}{guess} A model is a preset ({', '.join(presets)}), a folder or a"
         " config.json, or a published repository such as Qwen/Qwen2.5-Coder-7B-Instruct"
