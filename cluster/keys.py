@@ -47,6 +47,10 @@ class KeyStore(Protocol):
     def place(self) -> str:
         """Where it is, for a message."""
 
+    @property
+    def options(self) -> str:
+        """What leads a command to it: empty, or options with a space before each."""
+
     def read(self) -> str | None:
         """The text; None where there is none yet."""
 
@@ -68,6 +72,13 @@ class FileStore:
     def place(self) -> str:
         """The file's path."""
         return str(self._path)
+
+    @property
+    def options(self) -> str:
+        """`--file`, unless it is the file that commands take anyway."""
+        return (
+            "" if self._path == Path(os.path.realpath(default_path())) else f" --file {self._path}"
+        )
 
     def read(self) -> str | None:
         """The text; None without the file.
@@ -138,9 +149,10 @@ def create_key(store: KeyStore, name: str, *, lifetime: timedelta | None = None)
 
     def add(keys: Keys) -> Keys:
         if any(existing.name == name for existing in keys):
+            revoke = f"shoal keys revoke {name}{store.options}"
             raise UsageError(
                 f"{store.place} has a key named {name!r} already",
-                hint=f"Choose another name, or first: shoal keys revoke {name}",
+                hint=f"Choose another name, or revoke it first: {revoke}",
             )
         if len(keys) >= MAX_KEYS:
             raise UsageError(f"{store.place} must hold <= {MAX_KEYS} keys, and it does hold them")

@@ -202,6 +202,12 @@ class SecretStore:
         """Where it is, for a message."""
         return f"key {self._key!r} of Secret {self._kube.namespace}/{self._name}"
 
+    @property
+    def options(self) -> str:
+        """What leads `shoal keys` to it."""
+        where = f"--context {self._kube.context} --namespace {self._kube.namespace}"
+        return f" --secret {self._name} {where}"
+
     def read(self) -> str | None:
         """The text; None without the Secret or without the key.
 

@@ -76,7 +76,10 @@ def list_(
         print(json.dumps(reports, indent=2))
         return
     if not reports:
-        _say(f"There is no key in {store.place}. Make one with: shoal keys create NAME")
+        _say(
+            f"There is no key in {store.place}. Make one with: shoal keys create NAME"
+            f"{store.options}"
+        )
         return
     rows = [("NAME", "CREATED", "EXPIRES"), *(_row(report) for report in reports)]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

@@ -125,6 +125,7 @@ class Contended:
     """A store that somebody else changes between every reading and writing, `times` times."""
 
     place = "contended"
+    options = ""
 
     def __init__(self, times: int) -> None:
         self.text: str | None = None
@@ -164,6 +165,15 @@ def test_a_write_over_something_else_is_refused(store: FileStore) -> None:
         store.write("b", "other")
     store.write("b", "a")
     assert store.read() == "b"
+
+
+def test_a_name_that_is_taken_is_refused_with_the_command_that_frees_it(tmp_path: Path) -> None:
+    elsewhere = FileStore(tmp_path / "keys.yaml")
+    create_key(elsewhere, "me")
+    with pytest.raises(CommandError) as refused:
+        create_key(elsewhere, "me")
+    assert refused.value.hint.endswith(f"shoal keys revoke me --file {tmp_path / 'keys.yaml'}")
+    assert FileStore(default_path()).options == ""
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
