@@ -144,6 +144,16 @@ def address_lines(addresses: list[str]) -> list[str]:
     return [f"  API and page    {first}", *(f"                  {other}" for other in others)]
 
 
+def duration(seconds: float) -> str:
+    """The two largest units of a time."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
+    first = next((index for index, (count, _) in enumerate(units) if count), len(units) - 1)
+    return " ".join(f"{count} {unit}" for count, unit in units[first : first + 2])
+
+
 def command_name() -> str:
     """How the user can call `shoal` from this folder: by name if it is on the path."""
     program = Path(sys.argv[0])

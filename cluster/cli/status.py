@@ -160,12 +160,13 @@ def _follow(name: str, *, context: str | None, namespace: str | None) -> None:
 
 
 def _lines(report: Report) -> list[str]:
-    minutes, seconds = divmod(int(report["uptime_s"]), 60)
+    from .display import duration
+
     if report["phase"] == "dead":
         return [f"{report['name']}: its supervisor was killed; clean up with: shoal down"]
     lines = [
         f"{report['name']}: {report['phase']}{'' if report['is_ready'] else ', not ready'},"
-        f" since {minutes} min {seconds} s",
+        f" for {duration(report['uptime_s'])}",
         *_ways(report),
         f"  models          {', '.join(report['models'])}",
     ]
@@ -173,16 +174,17 @@ def _lines(report: Report) -> list[str]:
         lines.append(f"  processes       {report['num_processes']}")
     else:
         lines.append(f"  pods            {report['num_pods']}")
+    width = max([15, *map(len, (*report["applications"], *report.get("parts", {})))])
     for name, application in report["applications"].items():
         copies = ", ".join(
             f"{deployment} {'+'.join(states).lower()}"
             for deployment, states in application["replicas"].items()
         )
-        lines.append(f"  {name:<15} {str(application['status']).lower()}  {copies}".rstrip())
+        lines.append(f"  {name:<{width}} {str(application['status']).lower()}  {copies}".rstrip())
         if application["message"]:
             lines.append(f"    {application['message']}")
     lines += [
-        f"  {part:<15} {state}"
+        f"  {part:<{width}} {state}"
         for part, state in report.get("parts", {}).items()
         if part not in report["applications"]
     ]

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from cluster.cli.display import LiveDisplay, PlainDisplay, make_display
+from cluster.cli.display import LiveDisplay, PlainDisplay, duration, make_display
 from cluster.local.progress import PhaseEvent
 
 START = [
@@ -48,3 +49,11 @@ def test_terminal_shows_the_bar_while_weights_are_read_and_the_times_after() -> 
             display.on_event(event)
     last = console.file.getvalue().split("Ready")[-1]  # type: ignore[attr-defined]
     assert "9.0 s" in last
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (75, "1 min 15 s"), (3_600, "1 h 0 min"), (200_000, "2 d 7 h")],
+)
+def test_durations_have_their_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
