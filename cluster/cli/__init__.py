@@ -47,7 +47,7 @@ EXIT_CODES = """Exit codes:
 
 app = typer.Typer(
     name="shoal",
-    help="Serve Qwen2.5 models on your own machine: Ray, an OpenAI-compatible endpoint.",
+    help="Serve Qwen2.5 models by Ray, with an OpenAI-compatible endpoint: here, or on Kubernetes.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,

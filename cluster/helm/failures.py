@@ -36,6 +36,11 @@ def explain(text: str, *, namespace: str) -> CommandError:
         return UsageError(f"--name: must be {limit}: {text}", hint=NOTHING_DONE)
     if "cannot reuse a name" in text or "cannot re-use a name" in text:
         return AlreadyRunningError(text, hint="Change it with: shoal upgrade")
+    if "cluster unreachable" in text:
+        return ClusterError(
+            f"the Kubernetes API does not answer: {text}",
+            hint="Is it the right context? See: kubectl config get-contexts; kubectl cluster-info",
+        )
     if "another operation" in text:
         return ClusterError(
             "another Helm operation on this release is in progress, or was killed in the middle",
