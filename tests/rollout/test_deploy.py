@@ -30,7 +30,7 @@ def test_deploy_ends_with_the_address_and_status_knows_it(
     again = shoal(f"deploy {DEMO} -n {kubernetes}")
     assert (again.code, "shoal upgrade" in again.err) == (3, True)
     shown = shoal(f"status -n {kubernetes}")
-    assert "shoal: ready, since" in shown.out
+    assert "shoal: ready, for" in shown.out
     assert forward in shown.out
     [report] = json.loads(shoal(f"status -n {kubernetes} --json").out)
     assert (report["phase"], report["models"]) == ("ready", ["shoal-demo"])
