@@ -27,8 +27,12 @@ class Permission:
     namespace: str = ""
 
     def __str__(self) -> str:
-        name = f"{self.plural}.{self.group}" if self.group else self.plural
-        return f"{self.verb} {name}"
+        return f"{self.verb} {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """The plural with its group, as kubectl takes it."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
 def missing_rules(permissions: list[Permission]) -> str:

@@ -36,6 +36,11 @@ def explain(text: str, *, namespace: str) -> CommandError:
         return UsageError(f"--name: must be {limit}: {text}", hint=NOTHING_DONE)
     if "cannot reuse a name" in text or "cannot re-use a name" in text:
         return AlreadyRunningError(text, hint="Change it with: shoal upgrade")
+    if "asked for the client to provide credentials" in text:
+        return ClusterError(
+            "the Kubernetes API does not accept the kubeconfig's credentials",
+            hint="They may have expired: log in again with your provider's tool.",
+        )
     if "cluster unreachable" in text:
         return ClusterError(
             f"the Kubernetes API does not answer: {text}",

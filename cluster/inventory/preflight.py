@@ -58,7 +58,10 @@ def check(facts: Facts, needs: Needs, values: dict[str, Any], *, namespace: str)
 
 def _rights(facts: Facts) -> Iterator[Problem]:
     if facts.denied:
-        lacking = ", ".join(dict.fromkeys(str(right) for right in facts.denied))
+        verbs: dict[str, dict[str, None]] = {}
+        for right in facts.denied:
+            verbs.setdefault(right.kind, {})[right.verb] = None
+        lacking = "; ".join(f"{'/'.join(wanted)} {kind}" for kind, wanted in verbs.items())
         yield Problem(
             "permissions",
             f"you may not {lacking}",

@@ -109,11 +109,17 @@ def test_locked_release_says_what_to_do() -> None:
     assert "shoal rollback" in explain(text, namespace="n").hint
 
 
-def test_server_that_does_not_answer_helm_is_said() -> None:
-    text = "Kubernetes cluster unreachable: dial tcp 127.0.0.1:1: connect: connection refused"
-    found = explain(text, namespace="n")
-    assert "does not answer" in found.message
-    assert "get-contexts" in found.hint
+@pytest.mark.parametrize(
+    ("reason", "words", "step"),
+    [
+        ("dial tcp 127.0.0.1:1: connect: connection refused", "does not answer", "get-contexts"),
+        ("the server has asked for the client to provide credentials", "credentials", "log in"),
+    ],
+)
+def test_server_that_helm_cannot_speak_to_is_said(reason: str, words: str, step: str) -> None:
+    found = explain(f"Kubernetes cluster unreachable: {reason}", namespace="n")
+    assert words in found.message
+    assert step in found.hint
 
 
 def test_operation_ends_before_ctrl_c_is_delivered() -> None:

@@ -215,6 +215,12 @@ def test_kinds_of_monitoring_and_gateways_are_asked_for(facts: Facts) -> None:
     assert keys == {"monitoring", "expose.type"}
 
 
+def test_missing_rights_are_named_kind_by_kind(facts: Facts, needs: Needs) -> None:
+    denied = tuple(Permission(verb, "ray.io", "rayservices", NAMESPACE) for verb in ("get", "list"))
+    [problem] = problems_of(replace(facts, denied=denied), needs)
+    assert problem.message == "you may not get/list rayservices.ray.io"
+
+
 def test_missing_rights_are_one_role_to_apply() -> None:
     text = missing_rules(
         [
