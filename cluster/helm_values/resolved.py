@@ -163,7 +163,7 @@ def _http(values: ChartValues) -> Merged:
     else:
         raise ConfigurationError(
             "auth.apiKeys.existingSecret: is needed, the API would be open to everyone: name a"
-            " Secret made by `shoal keys create`, or set auth.allowAnonymous"
+            " Secret made by `shoal keys create NAME --secret SECRET`, or set auth.allowAnonymous"
         )
     if values.max_body_bytes is not None:
         http["max_body_bytes"] = values.max_body_bytes

@@ -24,7 +24,7 @@
   {{- fail "auth.allowAnonymous: must be false where auth.apiKeys.existingSecret is set" -}}
 {{- end -}}
 {{- if not (or $secret .auth.allowAnonymous) -}}
-  {{- fail "auth.apiKeys.existingSecret: is needed, the API would be open to everyone: name a Secret made by `shoal keys create`, or set auth.allowAnonymous" -}}
+  {{- fail "auth.apiKeys.existingSecret: is needed, the API would be open to everyone: name a Secret made by `shoal keys create NAME --secret SECRET`, or set auth.allowAnonymous" -}}
 {{- end -}}
 {{- end }}
 
