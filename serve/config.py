@@ -35,6 +35,7 @@ class HttpConfig(Section):
     max_body_bytes: int = Field(
         4 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
     )
+    page: bool = Field(True, description="Serve the page at / beside the API.")
     keys_file: Path | None = Field(
         None, description="File of hashed API keys; with one, every request needs a key."
     )

@@ -93,6 +93,12 @@ class HttpRouteValues(Values):
     )
 
 
+class WebValues(Values):
+    """The page."""
+
+    enabled: bool = Field(True, description="Serve the page at / beside the API.")
+
+
 class ExposeValues(Values):
     """Ingress or HTTPRoute."""
 

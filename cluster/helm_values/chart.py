@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from .access import AuthValues, ExposeValues, ServiceValues
+from .access import AuthValues, ExposeValues, ServiceValues, WebValues
 from .values import (
     AutoscalerValues,
     HardwareValues,
@@ -198,6 +198,7 @@ class ChartValues(Values):
     auth: AuthValues = AuthValues()
     service: ServiceValues = ServiceValues()
     expose: ExposeValues = ExposeValues()
+    web: WebValues = WebValues()
     head: HeadValues = HeadValues()
     monitoring: MonitoringValues = MonitoringValues()
     security: SecurityValues = SecurityValues()

@@ -165,6 +165,8 @@ def _http(values: ChartValues) -> Merged:
             "auth.apiKeys.existingSecret: is needed, the API would be open to everyone: name a"
             " Secret made by `shoal keys create NAME --secret SECRET`, or set auth.allowAnonymous"
         )
+    if not values.web.enabled:
+        http["page"] = False
     if values.max_body_bytes is not None:
         http["max_body_bytes"] = values.max_body_bytes
     return http

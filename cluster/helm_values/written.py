@@ -50,6 +50,8 @@ def _http(written: Written, values: ValuesDict, problems: list[str]) -> None:
             values["service"] = {"port": value}
         elif key == "max_body_bytes":
             values["maxBodyBytes"] = value
+        elif key == "page":
+            values["web"] = {"enabled": value}
         elif key == "allow_anonymous":
             values["auth"] = {"allowAnonymous": value}
         else:

@@ -72,12 +72,15 @@ def build_app(
         )
     }
     has_keys = http.keys_file is not None
-    routes = build_routes(models=served, dispatcher=dispatcher, has_keys=has_keys)
+    routes = build_routes(
+        models=served, dispatcher=dispatcher, has_keys=has_keys, has_page=http.page
+    )
     _add_error_handlers(routes)
     api = _Api(endpoints, routes)
     if http.keys_file is None:
         return api
-    return Authentication(api, KeyRing(http.keys_file), open_paths=PAGE_PATHS)
+    open_paths = PAGE_PATHS if http.page else ()
+    return Authentication(api, KeyRing(http.keys_file), open_paths=open_paths)
 
 
 def _check_exposure(http: HttpConfig) -> None:

@@ -53,7 +53,11 @@ _OPERATIONS: dict[str, type[BaseModel]] = {
 
 
 def build_routes(
-    *, models: ServedModels, dispatcher: Dispatcher, has_keys: bool = False
+    *,
+    models: ServedModels,
+    dispatcher: Dispatcher,
+    has_keys: bool = False,
+    has_page: bool = True,
 ) -> FastAPI:
     """The application for every route that is not a generating operation.
 
@@ -68,7 +72,8 @@ def build_routes(
     )
     _add_models(app, models)
     _add_health(app, models, dispatcher)
-    _add_page(app)
+    if has_page:
+        _add_page(app)
     app.openapi = lambda: _openapi(app, has_keys=has_keys)  # type: ignore[method-assign]
     return app
 

@@ -188,7 +188,12 @@ _FEATURES: dict[str, Values] = {
             }
         },
     },
-    "limits": {"maxBodyBytes": 16777216, "logLevel": "debug", "ingressCopies": 3},
+    "limits": {
+        "maxBodyBytes": 16777216,
+        "logLevel": "debug",
+        "ingressCopies": 3,
+        "web": {"enabled": False},
+    },
     "two-models": {
         "models": [
             {"preset": "qwen2.5-1.5b-instruct", "replicas": {"min": 1, "max": 2}},

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from hypothesis import given
@@ -493,6 +494,24 @@ def test_on_loopback_there_is_one_without_keys(served: Any, host: str) -> None:
 def test_anonymous_is_served_when_somebody_said_so(served: Any) -> None:
     http = HttpConfig(host="0.0.0.0", allow_anonymous=True)
     build_app(http=http, models=served, dispatcher=EchoDispatcher())
+
+
+@pytest.mark.parametrize(("has_keys", "status"), [(False, 404), (True, 401)])
+def test_without_the_page_its_paths_are_like_any_other(
+    served: Any, tmp_path: Path, *, has_keys: bool, status: int
+) -> None:
+    keys_file = tmp_path / "keys"
+    keys_file.write_text("keys: []\n")
+    http = HttpConfig(page=False, keys_file=keys_file if has_keys else None)
+    app = build_app(http=http, models=served, dispatcher=EchoDispatcher())
+
+    async def statuses() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            answers = [await client.get(path) for path in ("/", "/static/app.js")]
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(statuses()) == [status, status]
 
 
 def test_a_keys_file_that_cannot_be_used_ends_the_start(served: Any, tmp_path: Path) -> None:

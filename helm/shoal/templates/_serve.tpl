@@ -45,6 +45,9 @@ applications:
         {{- else }}
         allow_anonymous: true
         {{- end }}
+        {{- if not $values.web.enabled }}
+        page: false
+        {{- end }}
         {{- with $values.maxBodyBytes }}
         max_body_bytes: {{ int64 . }}
         {{- end }}
