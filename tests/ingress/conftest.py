@@ -175,8 +175,9 @@ def api(live: Api) -> Api:
     return live
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Chromium; ended with its module, for while it lives this thread has a running event loop."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
