@@ -25,7 +25,11 @@ _START_TIMEOUT_S = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test comes first starts the server in its own time: ten seconds, or many more."""
+    """Whichever test comes first starts the server in its own time: ten seconds, or many more.
+
+    `tests/app` comes last: its Shoal lives until the end, and would slow everything after it.
+    """
+    items.sort(key=lambda item: item.path.parent.name == "app")
     for item in items:
         if "api_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(_START_TIMEOUT_S))

@@ -63,7 +63,7 @@ class Cluster:
         }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs and one engine node."""
     dashboard, engine_http = find_free_ports(2)
