@@ -113,60 +113,72 @@ class TopLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     """A sequence that the runner does not know: first scheduled, migrated in, or resumed.
 
-    `token_ids` are prompt and output so far; position p of the output is token
-    `num_prompt_tokens + p` and samples with uniform(sampling.seed, p). The seed is already this
-    choice's own.
+    `slot`, in [0, max_running_sequences), names it until it is released. `token_ids` are prompt
+    and output so far; position p of the output is token `num_prompt_tokens + p` and samples with
+    uniform(sampling.seed, p). The seed is already this choice's own. `block_ids` is its block table
+    so far; its first blocks may hold keys and values of an equal prefix already.
     """
 
-    seq_id: int
+    slot: int
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
+    block_ids: list[int]
 
 
-class ScheduledSequence(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence's share of a step: tokens [num_computed_tokens, + num_scheduled_tokens).
+class MoreBlocks(msgspec.Struct, frozen=True, array_like=True):
+    """Blocks that extend a known sequence's table."""
 
-    `new_token_ids` are tokens sampled since this sequence was last scheduled (the runner appends
-    them to its copy); `new_block_ids` extend its block table. `is_sampled` is false for a prefill
-    chunk that ends before the last known token.
+    slot: int
+    block_ids: list[int]
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a prompt: known tokens [num_computed_tokens, + num_scheduled_tokens) of a sequence.
+
+    `is_sampled` is false for a part that ends before the last known token.
     """
 
-    seq_id: int
+    slot: int
     num_computed_tokens: int
     num_scheduled_tokens: int
-    new_token_ids: list[int]
-    new_block_ids: list[int]
     is_sampled: bool
 
 
 class StepInput(msgspec.Struct, frozen=True, array_like=True):
     """What changes between two steps, the same for every rank.
 
-    The order on arrival: forget `released` (finished, aborted or preempted), add `new`, run
-    `scheduled` as one batch.
+    The order on arrival: forget `released` (slots of finished, aborted or preempted sequences), add
+    `new`, apply `more_blocks`, then run one batch: `decodes`, then `chunks`.
+
+    `decodes` are the slots, int32, of sequences that go on by one token: the runner appends that
+    token to its copy and computes it. The tokens are `decode_token_ids`, int32 in the same order;
+    empty bytes mean that each is what this runner sampled for that slot in the step before (the
+    engine runs one step ahead and does not know them yet). `wants_masks` says that masks come with
+    the call that samples.
     """
 
     step_id: int
     released: list[int]
     new: list[NewSequence]
-    scheduled: list[ScheduledSequence]
-
-
-class SampledToken(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence's token of a step. With `error` set (non-finite logits) the token is void."""
-
-    seq_id: int
-    token_id: int
-    logprobs: TopLogprobs | None = None
-    error: str | None = None
+    more_blocks: list[MoreBlocks]
+    decodes: bytes
+    decode_token_ids: bytes
+    chunks: list[Chunk]
+    wants_masks: bool = False
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True):
-    """The tokens of a step, one for each scheduled sequence with `is_sampled`, in that order."""
+    """What a step sampled, in rows: one for each decode, then one for each chunk that samples.
+
+    `errors` says, by row, why a token is void (its logits are not finite); `logprobs` holds those
+    of rows that asked.
+    """
 
     step_id: int
-    tokens: list[SampledToken]
+    token_ids: list[int]
+    errors: dict[int, str] = {}
+    logprobs: dict[int, TopLogprobs] = {}
 
 
 # --- the token stream -------------------------------------------------------------------------
