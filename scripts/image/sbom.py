@@ -1,8 +1,8 @@
 """What the image is made of, as CycloneDX 1.6 JSON: `python -m scripts.image.sbom`.
 
-The Python part is what pip lists in the image, through cyclonedx-bom (the lock holds versions for
-several Pythons, an image one of them); the operating system's is dpkg's. Not a scanner: nothing is
-guessed from files.
+The Python part is what pip lists in the image (the lock holds versions for several Pythons, an
+image one of them); the operating system's is dpkg's. Not a scanner: nothing is guessed from files.
+Two runs over the same lists write the same bytes: no serial number, no time.
 
     docker run --rm IMAGE pip list --format=freeze >installed.txt
     docker run --rm IMAGE \\
@@ -14,29 +14,46 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.output.json import JsonV1Dot6
+from packageurl import PackageURL
 
 
 def make_sbom(installed: Path, packages: Path) -> dict[str, Any]:
     """The document; every component has a name, a version and a purl."""
-    command = [sys.executable, "-m", "cyclonedx_py", "requirements", str(installed)]
-    command += ["--output-format", "JSON", "--spec-version", "1.6", "--output-reproducible"]
-    made = subprocess.run(command, capture_output=True, check=True, text=True)
-    document: dict[str, Any] = json.loads(made.stdout)
-    lines = packages.read_text(encoding="utf-8").splitlines()
-    document.setdefault("components", []).extend(map(_package, lines))
+    pythons = [_python(line) for line in installed.read_text(encoding="utf-8").splitlines()]
+    systems = [_package(line) for line in packages.read_text(encoding="utf-8").splitlines()]
+    bom = Bom(components=[_component(purl) for purl in pythons + systems])
+    document: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
+    del document["serialNumber"], document["metadata"]["timestamp"]
     return document
 
 
-def _package(line: str) -> dict[str, str]:
+def _python(line: str) -> PackageURL:
+    """One line of pip: name==version."""
+    name, version = line.split("==")
+    return PackageURL("pypi", None, name, version)
+
+
+def _package(line: str) -> PackageURL:
     """One line of dpkg-query: name, version, architecture."""
     name, version, architecture = line.split()
-    purl = f"pkg:deb/debian/{quote(name)}@{quote(version, safe='')}?arch={architecture}"
-    return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+    return PackageURL("deb", "debian", name, version, {"arch": architecture})
+
+
+def _component(purl: PackageURL) -> Component:
+    return Component(
+        type=ComponentType.LIBRARY,
+        bom_ref=purl.to_string(),
+        name=purl.name,
+        version=purl.version,
+        purl=purl,
+    )
 
 
 def main() -> None:
