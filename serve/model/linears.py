@@ -16,7 +16,7 @@ from serve.catalog import ModelShape, num_shard_kv_heads
 from serve.kernels.linear import linear
 
 from .tensor_parallel import Collectives
-from .weights import Cut
+from .weights import Cut, TensorDestination
 
 
 class QKVLinear:
@@ -45,8 +45,12 @@ class QKVLinear:
                     torch.split(self.bias, self._splits), strict=True)  # fmt: skip
         for letter, start, weight, bias in parts:
             rows = (start, start + weight.shape[0])
-            yield Cut(f"{prefix}.{letter}_proj.weight", (rows, (0, weight.shape[1])), weight)
-            yield Cut(f"{prefix}.{letter}_proj.bias", (rows,), bias)
+            yield Cut(
+                f"{prefix}.{letter}_proj.weight",
+                (rows, (0, weight.shape[1])),
+                TensorDestination(weight),
+            )
+            yield Cut(f"{prefix}.{letter}_proj.bias", (rows,), TensorDestination(bias))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Query heads, key heads, value heads: [num_tokens, heads of all three, head_dim]."""
@@ -65,7 +69,11 @@ class GateUpLinear:
         """This rank's rows of `prefix`.gate_proj and .up_proj."""
         rows = (self._start, self._start + self._size)
         for name, weight in zip(("gate", "up"), self.weight.chunk(2), strict=True):
-            yield Cut(f"{prefix}.{name}_proj.weight", (rows, (0, weight.shape[1])), weight)
+            yield Cut(
+                f"{prefix}.{name}_proj.weight",
+                (rows, (0, weight.shape[1])),
+                TensorDestination(weight),
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         """[num_tokens, 2 * this rank's FFN size], gate first."""
@@ -90,7 +98,11 @@ class RowLinear:
 
     def cuts(self, name: str) -> Iterator[Cut]:
         """This rank's columns of `name`.weight."""
-        yield Cut(f"{name}.weight", ((0, self.weight.shape[0]), self._columns), self.weight)
+        yield Cut(
+            f"{name}.weight",
+            ((0, self.weight.shape[0]), self._columns),
+            TensorDestination(self.weight),
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Summed over the ranks, [num_tokens, num_outputs]."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from serve.catalog import ModelShape
 from serve.kernels.elementwise import rms_norm
 
-from .weights import Cut, whole
+from .weights import Cut, TensorDestination, whole
 
 
 class RMSNorm:
@@ -22,7 +22,7 @@ class RMSNorm:
 
     def cuts(self, name: str) -> Iterator[Cut]:
         """All of `name`.weight."""
-        yield whole(f"{name}.weight", self.weight)
+        yield whole(f"{name}.weight", TensorDestination(self.weight))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normed rows of `x` [num_tokens, hidden]."""

@@ -16,7 +16,7 @@ from serve.catalog import ModelShape
 from serve.kernels.linear import EDGE, linear
 
 from .tensor_parallel import Collectives
-from .weights import Cut
+from .weights import Cut, TensorDestination
 
 
 class VocabularyTable:
@@ -35,7 +35,7 @@ class VocabularyTable:
         into = self.weight[: self._end - self._start]
         if len(into):  # a small vocabulary may end before the last rank
             rows = (self._start, self._end)
-            yield Cut(f"{name}.weight", (rows, (0, self.weight.shape[1])), into)
+            yield Cut(f"{name}.weight", (rows, (0, self.weight.shape[1])), TensorDestination(into))
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Rows of `token_ids` (int64 [num_tokens]) as float32 [num_tokens, hidden]."""

@@ -7,10 +7,11 @@ known for progress and no rank reads a byte that it does not keep.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,20 +22,59 @@ from serve.errors import CheckpointError
 
 Progress = Callable[[int, int], None]
 
+# Tensors arrive in pieces of rows; every piece but a tensor's last has a multiple of so many.
+PIECE_ROWS = 128
+
+
+class Destination(Protocol):
+    """Memory that takes a range of a checkpoint tensor: as it is, converted, packed or on a GPU.
+
+    `shape` is the range's, `num_bytes` what it takes in this memory.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def fill(self, source: Tensor, first_row: int) -> bool:
+        """Take rows (values of a vector) `first_row` onwards; False: some value is not finite.
+
+        Args:
+            source: bfloat16, float16 or float32, [num_rows, row size] or [num_rows]; the rows may
+                lie apart. Its memory is used again as soon as this returns.
+            first_row: a multiple of `PIECE_ROWS`; pieces come in order, each row once.
+        """
+
+
+class TensorDestination:
+    """A torch tensor on the CPU, as a destination; converts to its dtype."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape = tuple(tensor.shape)
+        self.num_bytes = tensor.nbytes
+        self._tensor = tensor
+
+    def fill(self, source: Tensor, first_row: int) -> bool:
+        rows = self._tensor[first_row : first_row + len(source)]
+        rows.copy_(source)
+        return bool(torch.isfinite(rows).all())
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A range of a checkpoint tensor and the memory that takes it, converted to its dtype.
+    """A range of a checkpoint tensor and the memory that takes it.
 
     `ranges` are [start, end) for each dimension of the tensor; `into` has their shape.
     """
 
     name: str
     ranges: tuple[tuple[int, int], ...]
-    into: Tensor
+    into: Destination
 
 
-def whole(name: str, into: Tensor) -> Cut:
+def whole(name: str, into: Destination) -> Cut:
     """The cut that takes all of a tensor."""
     return Cut(name, tuple((0, size) for size in into.shape), into)
 
@@ -66,9 +106,8 @@ def load(checkpoint: Checkpoint, cuts: Iterable[Cut], on_progress: Progress | No
             except (OSError, SafetensorError) as exc:
                 message = f"{file}: tensor {cut.name} cannot be read: {exc}"
                 raise CheckpointError(message) from exc
-            if not torch.isfinite(tensor).all():
+            if not cut.into.fill(tensor, 0):
                 raise CheckpointError(f"{file}: tensor {cut.name} has values that are not finite")
-            cut.into.copy_(tensor)
             num_read_bytes += _num_bytes(checkpoint, cut)
             if on_progress is not None:
                 on_progress(num_read_bytes, num_total_bytes)
@@ -88,4 +127,4 @@ def _num_bytes(checkpoint: Checkpoint, cut: Cut) -> int:
             f"{place.file}: tensor {cut.name} has shape {list(place.shape)}, too small for the"
             f" ranges {list(cut.ranges)}"
         )
-    return cut.into.numel() * BYTES_PER_VALUE[place.dtype]
+    return math.prod(cut.into.shape) * BYTES_PER_VALUE[place.dtype]

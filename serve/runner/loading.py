@@ -101,7 +101,7 @@ def load_runner(
         num_total_blocks=pool.num_blocks,
         max_model_len=max_model_len,
         vocab_size=shape.vocab_size,
-        num_weight_bytes=sum(cut.into.nbytes for cut in model.cuts()),
+        num_weight_bytes=sum(cut.into.num_bytes for cut in model.cuts()),
         num_read_bytes=num_read_bytes,
     )
 

@@ -14,7 +14,7 @@ from serve.checkpoint import inspect_checkpoint
 from serve.errors import CheckpointError
 from serve.model.qwen2 import Qwen2Model
 from serve.model.tensor_parallel import Collectives
-from serve.model.weights import Cut, load, whole
+from serve.model.weights import Cut, TensorDestination, load, whole
 from serve.testing.ranks import run_ranks
 
 OPTIONS = {"num_heads": 28, "num_kv_heads": 4, "ffn": 128, "is_tied": False, "vocab_size": 256}
@@ -80,8 +80,8 @@ def test_a_tensor_that_is_not_finite_is_refused_by_name(
 def test_a_cut_of_an_absent_tensor_or_range_is_refused_by_name(checkpoint: Callable[..., Path]):
     found = inspect_checkpoint(checkpoint())
     with pytest.raises(CheckpointError, match="tensor absent is missing"):
-        load(found, [whole("absent", torch.empty(3))])
-    norm = Cut("model.norm.weight", ((60, 70),), torch.empty(10))
+        load(found, [whole("absent", TensorDestination(torch.empty(3)))])
+    norm = Cut("model.norm.weight", ((60, 70),), TensorDestination(torch.empty(10)))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight has shape \[64\], too small"):
         load(found, [norm])
 
@@ -101,7 +101,7 @@ def test_float16_and_bfloat16_checkpoints_are_widened_exactly(
 ):
     path = checkpoint(dtype=torch.float16)
     into = torch.empty(64)
-    load(inspect_checkpoint(path), [whole("model.norm.weight", into)])
+    load(inspect_checkpoint(path), [whole("model.norm.weight", TensorDestination(into))])
     stored = load_file(path / "model.safetensors")["model.norm.weight"]
     assert stored.dtype == torch.float16
     assert torch.equal(into, stored.float())
