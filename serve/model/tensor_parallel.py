@@ -11,6 +11,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from serve.errors import CollectiveError
+from serve.kernels.native_group import NativeCollectives
+
 
 class Collectives(Protocol):
     """The ranks of one model, seen from one of them."""
@@ -34,6 +37,17 @@ class Collectives(Protocol):
         """
         ...
 
+    def native(self) -> NativeCollectives:
+        """The same two collectives for C, float32 only; valid as long as this object lives.
+
+        A function's 1 means that the group is broken: raise `failure()`.
+        """
+        ...
+
+    def failure(self) -> Exception:
+        """Why a native collective returned 1."""
+        ...
+
     def close(self) -> None:
         """Leave the group; the other ranks' collectives fail from now on."""
         ...
@@ -52,6 +66,14 @@ class SingleRank:
     def gather_last_dim(self, x: Tensor) -> Tensor | None:
         """`x` itself."""
         return x
+
+    def native(self) -> NativeCollectives:
+        """A group of one, without functions: there is nobody to meet."""
+        return NativeCollectives(rank=0, size=1)
+
+    def failure(self) -> Exception:
+        """Never asked: a group of one does not break."""
+        return CollectiveError("a single rank has no group to break")
 
     def close(self) -> None:
         """Nothing to leave."""

@@ -1,10 +1,9 @@
 """Collectives of tensor parallelism over connected sockets: a star around rank 0.
 
 Rank 0 receives every rank's part, sums in rank order and sends the sum back, so all ranks have the
-same bits. Not the handshake (`serve.transport.rendezvous`), and not for many ranks: it is what
-works on one machine and across nodes until shared memory takes over on the former. The one decision
-behind it: a rank that fails closes its sockets, so one death reaches every rank at once as the end
-of a socket, and a rank that hangs runs into the time-out.
+same bits. Not the handshake (`serve.transport.rendezvous`), and not the fast way on one machine
+(`.shared_memory`). The one decision behind it: a rank that fails closes its sockets, so one death
+reaches every rank at once as the end of a socket, and a rank that hangs runs into the time-out.
 
 A message is one collective of one rank, little endian::
 
@@ -14,19 +13,42 @@ A message is one collective of one rank, little endian::
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from serve.errors import CollectiveError
+from serve.kernels.native_group import AllReduce, Gather, NativeCollectives
+from serve.model.tensor_parallel import Collectives, SingleRank
+
+from .tensor_collectives import Floats, TensorCollectives
 
 _HEADER = struct.Struct("<II")
 
 
-class LoopbackCollectives:
+def make_collectives(
+    rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: float
+) -> Collectives:
+    """The fastest collectives that every rank of a group can use, decided together.
+
+    Args:
+        rank: this rank.
+        size: ranks in the group; every one of them calls this at the same time.
+        sockets: on rank 0 those of ranks 1 to size - 1, in that order; elsewhere rank 0's alone.
+        timeout_s: silence after which a rank counts as lost.
+
+    Raises:
+        CollectiveError: a rank left while they agreed.
+    """
+    if size == 1:
+        return SingleRank()
+    return LoopbackCollectives(rank=rank, size=size, sockets=sockets, timeout_s=timeout_s)
+
+
+class LoopbackCollectives(TensorCollectives):
     """A `serve.model.tensor_parallel.Collectives` over blocking stream sockets.
 
     Args:
@@ -40,61 +62,86 @@ class LoopbackCollectives:
         self, *, rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: float = 60.0
     ) -> None:
         assert len(sockets) == (size - 1 if rank == 0 else 1)
-        self.rank = rank
-        self.size = size
+        super().__init__(rank, size)
         self._peers = [
             _Peer(number, connected, timeout_s)
             for number, connected in enumerate(sockets, start=1 if rank == 0 else 0)
         ]
         self._sequence = 0
+        self._failure: Exception = CollectiveError("this rank left the group")
+        self._native = NativeCollectives(
+            rank=rank,
+            size=size,
+            all_reduce=AllReduce(self._native_all_reduce),
+            gather=Gather(self._native_gather),
+        )
 
-    def all_reduce(self, x: Tensor) -> Tensor:
-        """Sum of every rank's `x` in rank order, in float32; returned in the dtype of `x`."""
-        mine = x.to(torch.float32).contiguous()
-        total = torch.empty_like(mine)
-        try:
-            if self.rank == 0:
-                self._sum_into(mine, total)
-            else:
-                self._peers[0].send(self._sequence, mine)
-                self._peers[0].receive(self._sequence, total)
-        except CollectiveError:
-            self.close()
-            raise
-        self._sequence += 1
-        return total.to(x.dtype)
+    def native(self) -> NativeCollectives:
+        """The same two collectives as C functions that call back into Python."""
+        return self._native
 
-    def gather_last_dim(self, x: Tensor) -> Tensor | None:
-        """On rank 0 every rank's `x`, concatenated along the last dimension; elsewhere None."""
-        mine = x.to(torch.float32).contiguous()
-        parts = [mine]
-        try:
-            if self.rank > 0:
-                self._peers[0].send(self._sequence, mine)
-            else:
-                for peer in self._peers:
-                    parts.append(torch.empty_like(mine))
-                    peer.receive(self._sequence, parts[-1])
-        except CollectiveError:
-            self.close()
-            raise
-        self._sequence += 1
-        return torch.cat(parts, dim=-1).to(x.dtype) if self.rank == 0 else None
+    def failure(self) -> Exception:
+        """What a callback raised before it returned 1."""
+        return self._failure
 
     def close(self) -> None:
         """Leave the group; the other ranks' collectives fail from now on."""
         for peer in self._peers:
             peer.close()
 
-    def _sum_into(self, mine: Tensor, total: Tensor) -> None:
+    def _all_reduce(self, values: Floats) -> None:
+        try:
+            if self.rank == 0:
+                self._sum_into(values)
+            else:
+                self._peers[0].send(self._sequence, values)
+                self._peers[0].receive(self._sequence, values)
+        except CollectiveError:
+            self.close()
+            raise
+        self._sequence += 1
+
+    def _gather(self, values: Floats, out: Floats | None) -> None:
+        try:
+            if out is None:
+                self._peers[0].send(self._sequence, values)
+            else:
+                out[0] = values
+                for peer, row in zip(self._peers, out[1:], strict=True):
+                    peer.receive(self._sequence, row)
+        except CollectiveError:
+            self.close()
+            raise
+        self._sequence += 1
+
+    def _sum_into(self, total: Floats) -> None:
         """Rank 0: receive, sum, send back."""
-        total.copy_(mine)
-        part = torch.empty_like(mine)
+        part = np.empty_like(total)
         for peer in self._peers:
             peer.receive(self._sequence, part)
-            total.add_(part)
+            np.add(total, part, out=total)
         for peer in self._peers:
             peer.send(self._sequence, total)
+
+    def _native_all_reduce(self, _context: int | None, x: int, num_values: int) -> int:
+        return self._answer(lambda: self._all_reduce(_floats_at(x, num_values)))
+
+    def _native_gather(self, _context: int | None, x: int, num_values: int, out: int | None) -> int:
+        def gather() -> None:
+            parts = _floats_at(out, self.size * num_values) if out else None
+            rows = None if parts is None else parts.reshape(self.size, num_values)
+            self._gather(_floats_at(x, num_values), rows)
+
+        return self._answer(gather)
+
+    def _answer(self, collective: Callable[[], None]) -> int:
+        """C's 0 or 1: an exception cannot pass through C, so it is kept for `failure`."""
+        try:
+            collective()
+        except Exception as exc:
+            self._failure = exc
+            return 1
+        return 0
 
 
 class _Peer:
@@ -108,8 +155,8 @@ class _Peer:
         if connected.family in (socket.AF_INET, socket.AF_INET6):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def send(self, sequence: int, values: Tensor) -> None:
-        """Send a contiguous float32 tensor."""
+    def send(self, sequence: int, values: Floats) -> None:
+        """Send contiguous values."""
         payload = _bytes_of(values)
         header = _HEADER.pack(sequence & 0xFFFFFFFF, payload.nbytes)
         try:
@@ -122,8 +169,8 @@ class _Peer:
         except OSError as exc:
             raise self._lost(exc) from exc
 
-    def receive(self, sequence: int, into: Tensor) -> None:
-        """Fill a contiguous float32 tensor with what this rank sent for the same collective."""
+    def receive(self, sequence: int, into: Floats) -> None:
+        """Fill contiguous values with what this rank sent for the same collective."""
         payload = _bytes_of(into)
         header = bytearray(_HEADER.size)
         try:
@@ -157,5 +204,9 @@ class _Peer:
         return CollectiveError(f"rank {self._rank} is gone: {exc}")
 
 
-def _bytes_of(values: Tensor) -> memoryview:
-    return values.numpy().data.cast("B")
+def _bytes_of(values: Floats) -> memoryview:
+    return values.data.cast("B") if values.size else memoryview(b"")
+
+
+def _floats_at(address: int, num_values: int) -> Floats:
+    return np.ctypeslib.as_array((ctypes.c_float * num_values).from_address(address))
