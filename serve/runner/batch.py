@@ -1,92 +1,147 @@
-"""A rank's copy of every sequence, and the tensors of a step built from it.
+"""A rank's copy of every sequence, by slot, and the rows of a step built from it.
 
-Not a scheduler: it does what `StepInput` says. The one decision behind it: ranks keep what they
-were told and steps carry only what changed, so a decode step's message has one token a sequence.
+Not a scheduler: it does what `StepInput` says. The one decision behind it: what ranks were told
+lies in arrays indexed by slot, so that a decode step costs a few numpy calls, however many
+sequences decode, and no Python object a token.
 """
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
-from serve.attention.protocol import Span
-from serve.messages import NewSequence, ScheduledSequence, StepInput
+from serve.messages import Chunk, NewSequence, StepInput
 
-from .sampler import SamplingRow
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+
+# The bytes of `shoal_span` (serve/kernels/csrc/shoal.h); `block_table` is an address.
+SPAN_DTYPE = np.dtype(
+    [("first_row", "i8"), ("num_tokens", "i8"), ("first_position", "i8"), ("block_table", "u8")]
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's rows. `sampled_rows` are the last rows of the sequences that sample."""
+    """One step's rows: one for each decode, then those of the chunks.
 
-    token_ids: Tensor  # int64 [num_tokens]
-    positions: Tensor  # int64 [num_tokens]
-    spans: list[Span]
-    sampled_rows: Tensor  # int64 [num_sampled]
-    sampling: list[SamplingRow]
+    `spans` and `span_slots` have one entry a sequence, decodes first. `sampled_rows` are the last
+    rows of the sequences that sample, `sampled_slots` whose they are, in the order of the step's
+    output. `block_tables` is the table of all slots, live until the next step begins. With
+    `has_own_tokens` the decodes' tokens are what this runner sampled for their slots in the step
+    before; a runner that samples on its device finds void ids in their place.
+    """
 
+    num_decodes: int
+    token_ids: Int64s  # [num_rows]
+    positions: Int64s  # [num_rows]
+    spans: np.ndarray  # SPAN_DTYPE [num_spans]
+    span_slots: Int32s  # [num_spans]
+    sampled_rows: Int64s  # [num_sampled]
+    sampled_slots: Int32s  # [num_sampled]
+    block_tables: Int32s  # [max_slots, max_blocks]
+    has_own_tokens: bool
 
-@dataclass(slots=True)
-class _Sequence:
-    row: SamplingRow
-    token_ids: array[int]
-    block_ids: array[int] = field(default_factory=lambda: array("q"))
+    @property
+    def num_rows(self) -> int:
+        """Rows of the step."""
+        return len(self.token_ids)
 
 
 class SequenceTable:
-    """Tokens and block tables of every sequence that was scheduled and not yet released."""
+    """Tokens and block tables of the running sequences.
 
-    def __init__(self, *, block_size: int) -> None:
+    Memory is taken for the most that every slot may hold, and touched only where a sequence is.
+
+    Args:
+        max_slots: sequences that may run at once.
+        max_tokens: tokens that a sequence may reach.
+        block_size: KV slots of a block.
+    """
+
+    def __init__(self, *, max_slots: int, max_tokens: int, block_size: int) -> None:
+        max_blocks = -(-max_tokens // block_size)
         self._block_size = block_size
-        self._sequences: dict[int, _Sequence] = {}
-
-    def __len__(self) -> int:
-        return len(self._sequences)
+        self._num_blocks = np.zeros(max_slots, np.int64)
+        self.block_tables = np.zeros((max_slots, max_blocks), np.int32)
+        rows = np.arange(max_slots, dtype=np.uint64) * np.uint64(self.block_tables.strides[0])
+        self._addresses = rows + np.uint64(self.block_tables.ctypes.data)
+        self.token_ids = np.zeros((max_slots, max_tokens), np.int32)
+        self.num_tokens = np.zeros(max_slots, np.int64)
+        self.num_prompt_tokens = np.zeros(max_slots, np.int64)
+        self.last_token_ids = np.zeros(max_slots, np.int32)
+        """By slot, what this runner sampled last; whoever samples writes it."""
 
     def advance(self, step: StepInput) -> Batch | None:
-        """Take over a step's changes and build its batch; None where nothing is scheduled."""
-        for seq_id in step.released:
-            del self._sequences[seq_id]
+        """Take over a step's changes and build its batch; None where nothing runs."""
+        for slot in step.released:
+            self.num_tokens[slot] = self._num_blocks[slot] = 0
         for new in step.new:
-            self._sequences[new.seq_id] = _meet(new)
-        if not step.scheduled:
+            self._meet(new)
+        for more in step.more_blocks:
+            self._extend(more.slot, more.block_ids)
+        decodes = np.frombuffer(step.decodes, np.int32)
+        has_own_tokens = len(decodes) > 0 and not step.decode_token_ids
+        new_ids = (
+            self.last_token_ids[decodes]
+            if has_own_tokens
+            else np.frombuffer(step.decode_token_ids, np.int32)
+        )
+        starts = self.num_tokens[decodes]
+        self.token_ids[decodes, starts] = new_ids
+        self.num_tokens[decodes] = starts + 1
+        if not len(decodes) and not step.chunks:
             return None
-        token_ids, positions = array("q"), []
-        spans: list[Span] = []
-        sampled_rows: list[int] = []
-        sampling: list[SamplingRow] = []
-        for scheduled in step.scheduled:
-            sequence = self._update(scheduled)
-            start, num_tokens = scheduled.num_computed_tokens, scheduled.num_scheduled_tokens
-            assert start + num_tokens <= len(sequence.token_ids)
-            assert start + num_tokens <= len(sequence.block_ids) * self._block_size
-            spans.append(Span(len(token_ids), num_tokens, start, np.array(sequence.block_ids)))
-            token_ids.extend(sequence.token_ids[start : start + num_tokens])
-            positions.append(np.arange(start, start + num_tokens))
-            if scheduled.is_sampled:
-                sampled_rows.append(len(token_ids) - 1)
-                sampling.append(sequence.row)
+        return self._batch(decodes, starts, step.chunks, has_own_tokens=has_own_tokens)
+
+    def _meet(self, new: NewSequence) -> None:
+        assert self.num_tokens[new.slot] == 0, "the slot is taken"
+        self.num_tokens[new.slot] = len(new.token_ids)
+        self.num_prompt_tokens[new.slot] = new.num_prompt_tokens
+        self.token_ids[new.slot, : len(new.token_ids)] = new.token_ids
+        self._num_blocks[new.slot] = 0
+        self._extend(new.slot, new.block_ids)
+
+    def _extend(self, slot: int, block_ids: list[int]) -> None:
+        start = self._num_blocks[slot]
+        self.block_tables[slot, start : start + len(block_ids)] = block_ids
+        self._num_blocks[slot] = start + len(block_ids)
+
+    def _batch(
+        self, decodes: Int32s, starts: Int64s, chunks: list[Chunk], *, has_own_tokens: bool
+    ) -> Batch:
+        slots, is_sampled = decodes, np.ones(len(decodes), np.bool_)
+        counts = np.ones(len(decodes), np.int64)
+        token_ids = [self.token_ids[decodes, starts]]
+        if chunks:
+            parts = np.array([_numbers(chunk) for chunk in chunks], np.int64)
+            slots = np.concatenate((decodes, parts[:, 0]), dtype=np.int32)
+            starts = np.concatenate((starts, parts[:, 1]))
+            counts = np.concatenate((counts, parts[:, 2]))
+            is_sampled = np.concatenate((is_sampled, parts[:, 3] > 0))
+            token_ids += [self.token_ids[slot, start : start + n] for slot, start, n, _ in parts]
+        ends = counts.cumsum()
+        first_rows = ends - counts
+        assert (starts + counts <= self.num_tokens[slots]).all()
+        assert (starts + counts <= self._num_blocks[slots] * self._block_size).all()
+        spans = np.empty(len(slots), SPAN_DTYPE)
+        spans["first_row"], spans["num_tokens"] = first_rows, counts
+        spans["first_position"] = starts
+        spans["block_table"] = self._addresses[slots]
         return Batch(
-            token_ids=torch.tensor(token_ids),
-            positions=torch.from_numpy(np.concatenate(positions)),
+            num_decodes=len(decodes),
+            token_ids=np.concatenate(token_ids, dtype=np.int64),
+            positions=np.arange(ends[-1]) + np.repeat(starts - first_rows, counts),
             spans=spans,
-            sampled_rows=torch.tensor(sampled_rows, dtype=torch.int64),
-            sampling=sampling,
+            span_slots=slots,
+            sampled_rows=ends[is_sampled] - 1,
+            sampled_slots=slots[is_sampled],
+            block_tables=self.block_tables,
+            has_own_tokens=has_own_tokens,
         )
 
-    def _update(self, scheduled: ScheduledSequence) -> _Sequence:
-        sequence = self._sequences[scheduled.seq_id]
-        sequence.token_ids.extend(scheduled.new_token_ids)
-        sequence.row.output_token_ids.extend(scheduled.new_token_ids)
-        sequence.block_ids.extend(scheduled.new_block_ids)
-        return sequence
 
-
-def _meet(new: NewSequence) -> _Sequence:
-    prompt, output = new.token_ids[: new.num_prompt_tokens], new.token_ids[new.num_prompt_tokens :]
-    row = SamplingRow(new.seq_id, new.sampling, prompt, output)
-    return _Sequence(row, array("q", new.token_ids))
+def _numbers(chunk: Chunk) -> tuple[int, int, int, bool]:
+    return chunk.slot, chunk.num_computed_tokens, chunk.num_scheduled_tokens, chunk.is_sampled

@@ -1,9 +1,10 @@
 """Logits to tokens: a pure function of (a row of logits, its parameters, seed, position).
 
-Not random and not batched: a row is sampled from its own numbers alone, in a fixed order of
-arithmetic, so no neighbour can change a bit of it. The one decision: one uniform number per
-position goes through the inverse of the cumulative distribution over ids sorted by (probability
-descending, id ascending), and only as many ids are sorted as the draw needs.
+The reference of `serve.kernels.native_sampling`. Not random and not batched: a row is sampled from
+its own numbers alone, in a fixed order of arithmetic, so no neighbour can change a bit of it. The
+one decision: one uniform number per position goes through the inverse of the cumulative
+distribution over ids sorted by (probability descending, id ascending), and only as many ids are
+sorted as the draw needs.
 
 The order, as in Hugging Face and vLLM::
 
@@ -16,19 +17,22 @@ Logprobs are those of the model: before penalties, masks and temperature (vLLM's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from serve.messages import SampledToken, SamplingParams, TopLogprobs
+from serve.messages import SamplingParams, TopLogprobs
 from serve.seeds import uniform
 
-_MIN_TEMPERATURE = 1e-5  # below it the distribution is one token: the best
+from .sampling_table import MIN_TEMPERATURE, has_penalty
+
 _NUM_FIRST_CANDIDATES = 256
 _GROUP_SIZE = 64
 _NEG_INF = np.float32(-np.inf)
+
+NOT_FINITE = "The model's logits are not finite"
+NOTHING_ALLOWED = "No token is allowed here"
 
 _Row = np.ndarray[tuple[int], np.dtype[np.float32]]
 _Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -36,19 +40,24 @@ _Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 @dataclass(slots=True)
 class SamplingRow:
-    """Whose logits a row is. May live as long as its sequence, its output growing in place."""
+    """How a row of logits is sampled: its sequence's parameters and all its tokens.
 
-    seq_id: int
+    `mask` holds the ids that a grammar allows: uint32, bit i % 32 of word i // 32.
+    """
+
     sampling: SamplingParams
-    prompt_token_ids: list[int]
-    output_token_ids: list[int]
-    _prompt_ids: _Ids | None = field(default=None, init=False, repr=False, compare=False)
+    prompt_token_ids: Sequence[int] | np.ndarray
+    output_token_ids: Sequence[int] | np.ndarray
+    mask: np.ndarray | None = None
 
-    def prompt_ids(self) -> _Ids:
-        """The distinct ids of the prompt."""
-        if self._prompt_ids is None:
-            self._prompt_ids = np.unique(np.array(self.prompt_token_ids, dtype=np.int64))
-        return self._prompt_ids
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a row gave; with an `error` the token is void."""
+
+    token_id: int
+    logprobs: TopLogprobs | None = None
+    error: str | None = None
 
 
 class Sampler:
@@ -62,52 +71,44 @@ class Sampler:
         self._eos_token_ids = eos_token_ids
         self._scratch = np.empty(num_real_tokens, dtype=np.float32)
 
-    def sample(
-        self,
-        logits: torch.Tensor,  # [num_rows, vocab_size], any float type
-        rows: list[SamplingRow],
-        masks: Mapping[int, np.ndarray],
-    ) -> list[SampledToken]:
-        """A token for each row, in their order; `logits` is left as it was.
+    def sample(self, logits: np.ndarray, rows: Sequence[SamplingRow]) -> list[Sample]:
+        """A sample for each row of `logits`, float32 [num_rows, >= num_real_tokens].
 
-        `masks` hold the allowed ids of sequences with a grammar: bit i % 32 of word i // 32.
-        A row whose largest logit is not finite gets a `SampledToken` with `error`.
+        `logits` is left as it was. A row whose largest logit is not finite gets an error.
         """
-        matrix = logits.detach().to("cpu", torch.float32).numpy()
         return [
-            self._sample_row(matrix[i, : self._num_ids], row, masks.get(row.seq_id))
-            for i, row in enumerate(rows)
+            self._sample_row(line[: self._num_ids], row)
+            for line, row in zip(logits, rows, strict=True)
         ]
 
-    def _sample_row(self, raw: _Row, row: SamplingRow, mask: np.ndarray | None) -> SampledToken:
+    def _sample_row(self, raw: _Row, row: SamplingRow) -> Sample:
         if not np.isfinite(raw.max()):
-            return SampledToken(row.seq_id, 0, None, "The model's logits are not finite")
-        scores = self._adjust(raw, row, mask)
+            return Sample(0, error=NOT_FINITE)
+        scores = self._adjust(raw, row)
         if scores.max() == _NEG_INF:
-            return SampledToken(row.seq_id, 0, None, "No token is allowed here")
+            return Sample(0, error=NOTHING_ALLOWED)
         sampling = row.sampling
-        if sampling.temperature < _MIN_TEMPERATURE:
+        if sampling.temperature < MIN_TEMPERATURE:
             token_id = int(scores.argmax())
         else:
             position = len(row.output_token_ids)
             token_id = _draw(scores, sampling, uniform(sampling.seed, position))
-        logprobs = None
-        if sampling.logprobs is not None:
-            logprobs = _logprobs(raw, token_id, sampling.logprobs)
-        return SampledToken(row.seq_id, token_id, logprobs)
+        if sampling.logprobs is None:
+            return Sample(token_id)
+        return Sample(token_id, _logprobs(raw, token_id, sampling.logprobs))
 
-    def _adjust(self, raw: _Row, row: SamplingRow, mask: np.ndarray | None) -> _Row:
+    def _adjust(self, raw: _Row, row: SamplingRow) -> _Row:
         """Logits after penalties, bias and masks; `raw` itself where there are none."""
-        sampling = row.sampling
+        sampling, mask = row.sampling, row.mask
         held_back: tuple[int, ...] = ()
         if mask is None and len(row.output_token_ids) < sampling.min_tokens:
             held_back = (*self._eos_token_ids, *sampling.stop_token_ids)
-        has_penalty = _has_penalty(sampling)
-        if mask is None and not held_back and not sampling.logit_bias and not has_penalty:
+        is_penalized = has_penalty(sampling)
+        if mask is None and not held_back and not sampling.logit_bias and not is_penalized:
             return raw
         scores = self._scratch
         np.copyto(scores, raw)
-        if has_penalty:
+        if is_penalized:
             _penalize(scores, row)
         for token_id, bias in sampling.logit_bias.items():
             if token_id < self._num_ids:
@@ -121,14 +122,6 @@ class Sampler:
         return scores
 
 
-def _has_penalty(sampling: SamplingParams) -> bool:
-    return (
-        sampling.repetition_penalty != 1.0
-        or sampling.presence_penalty != 0.0
-        or sampling.frequency_penalty != 0.0
-    )
-
-
 def _penalize(scores: _Row, row: SamplingRow) -> None:
     """Repetition over prompt and output (Hugging Face), the others over output only (OpenAI)."""
     sampling = row.sampling
@@ -137,7 +130,7 @@ def _penalize(scores: _Row, row: SamplingRow) -> None:
     )
     if sampling.repetition_penalty != 1.0:
         penalty = np.float32(sampling.repetition_penalty)
-        seen = np.union1d(row.prompt_ids(), output_ids)
+        seen = np.union1d(np.array(row.prompt_token_ids, dtype=np.int64), output_ids)
         before = scores[seen]
         scores[seen] = np.where(before > 0, before / penalty, before * penalty)
     frequency = counts.astype(np.float32) * np.float32(sampling.frequency_penalty)
