@@ -24,15 +24,15 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "csrc"
 LIBRARIES = Path(__file__).parent / "lib"
 
-_FLAGS = (
-    "-O3 -std=c++17 -fPIC -pthread -ffp-contract=off -fno-math-errno -fvisibility=hidden "
-    "-Wall -Wextra"
-).split()
-_AVX2 = "-mavx2 -mfma -mf16c".split()
-# GCC 12 warns of its own AVX-512 header.
-_AVX512 = (
-    "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -Wno-uninitialized"
-).split()
+_FLAGS = [
+    *("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    *("-ffp-contract=off", "-fno-math-errno"),
+]
+_AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+_AVX512 = [
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-mf16c"),
+    "-Wno-uninitialized",  # GCC 12 warns of its own header
+]
 
 ISA_FLAGS: Mapping[str, Sequence[str]] = {
     "avx2": _AVX2,
@@ -41,7 +41,7 @@ ISA_FLAGS: Mapping[str, Sequence[str]] = {
     "emulated": ["-Wno-psabi"],
     "emulated_amx": ["-Wno-psabi"],
 }
-"""How each instruction set is compiled; the emulated ones are for tests on a CPU that lacks them."""
+"""How each instruction set is compiled; the emulated ones are for tests where the CPU lacks them."""
 
 INSTALLED_ISAS = ("amx", "avx512", "avx2")
 """What a user gets, the best first."""
@@ -71,7 +71,7 @@ def source_hash(sources: Path = SOURCES) -> str:
 
 
 def usable_isas(cpu_info: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """The instruction sets of `INSTALLED_ISAS` that this CPU and its system have, the best first."""
+    """Those of `INSTALLED_ISAS` that this CPU and its system have, the best first."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64") or not cpu_info.exists():
         return []
     lines = cpu_info.read_text(encoding="utf-8").splitlines()
