@@ -3,8 +3,7 @@ preemption, the same tokens and the same logprobs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,112 +13,67 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from serve.errors import CheckpointError, CollectiveError, ConfigurationError
-from serve.messages import (
-    NewSequence,
-    SampledToken,
-    SamplingParams,
-    ScheduledSequence,
-    StepInput,
-    StepOutput,
-)
+from serve.messages import SamplingParams, StepOutput
 from serve.model.tensor_parallel import Collectives, SingleRank
 from serve.runner.loading import load_runner
 from serve.runner.model_runner import ModelRunner
 from serve.testing.ranks import connected_ranks, run_ranks
+from serve.testing.steps import Answer, StepWriter, answer
 
 BLOCK_SIZE = 16
 NUM_REAL_TOKENS = 140
+MAX_SLOTS = 20
 PROMPT = [7, 99, 3, 120, 55, 8, 8, 31, 64, 17, 2, 0, 88, 139, 5, 71, 23, 42, 11, 90]
 GREEDY = SamplingParams(seed=1, max_tokens=99, temperature=0.0, logprobs=2)
 SEEDED = SamplingParams(seed=5, max_tokens=99, temperature=0.9, top_p=0.95, logprobs=2)
 
-
-def _load(path: Path, rank: Collectives, **options: Any) -> ModelRunner:
-    settings: dict[str, Any] = {
-        "dtype": "float32",
-        "block_size": BLOCK_SIZE,
-        "num_threads": 1,
-        "num_real_tokens": NUM_REAL_TOKENS,
-        "eos_token_ids": (149,),
-        "kv_cache_tokens": 40 * BLOCK_SIZE,
-    }
-    return load_runner(path=path, collectives=rank, **settings | options)
+Load = Callable[..., ModelRunner]
 
 
-@dataclass
-class _Driver:
-    """Writes steps as the engine does, and keeps what came back."""
+@pytest.fixture
+def load(checkpoint: Path) -> Load:
+    def load(rank: Collectives | None = None, **options: Any) -> ModelRunner:
+        settings: dict[str, Any] = {
+            "dtype": "float32",
+            "block_size": BLOCK_SIZE,
+            "num_threads": 1,
+            "num_real_tokens": NUM_REAL_TOKENS,
+            "eos_token_ids": (149,),
+            "max_running_sequences": MAX_SLOTS,
+            "kv_cache_tokens": 40 * BLOCK_SIZE,
+        }
+        return load_runner(path=checkpoint, collectives=rank or SingleRank(), **settings | options)
 
-    runner: ModelRunner
-    num_steps: int = 0
-    next_block: int = 0
-    tokens: dict[int, list[SampledToken]] = field(default_factory=dict)
-    _unsent: dict[int, list[int]] = field(default_factory=dict)
-    _lengths: dict[int, int] = field(default_factory=dict)
-    _blocks: dict[int, int] = field(default_factory=dict)
-
-    def step(
-        self,
-        parts: Iterable[tuple[int, int, int]],
-        *,
-        new: Iterable[NewSequence] = (),
-        released: Iterable[int] = (),
-    ) -> StepOutput | None:
-        """Schedule (seq_id, first position, number of tokens) each."""
-        for sequence in new:
-            self._lengths[sequence.seq_id] = len(sequence.token_ids)
-            self._blocks[sequence.seq_id] = 0
-            self._unsent[sequence.seq_id] = []
-        scheduled = []
-        for seq_id, start, num_tokens in parts:
-            unsent = self._unsent.pop(seq_id)
-            self._unsent[seq_id] = []
-            self._lengths[seq_id] += len(unsent)
-            num_missing = -(-(start + num_tokens) // BLOCK_SIZE) - self._blocks[seq_id]
-            blocks = list(range(self.next_block, self.next_block + max(0, num_missing)))
-            self.next_block += len(blocks)
-            self._blocks[seq_id] += len(blocks)
-            is_sampled = start + num_tokens == self._lengths[seq_id]
-            scheduled.append(
-                ScheduledSequence(seq_id, start, num_tokens, unsent, blocks, is_sampled)
-            )
-        self.num_steps += 1
-        step = StepInput(self.num_steps, list(released), list(new), scheduled)
-        output = self.runner.execute(step, {})
-        for token in output.tokens if output is not None else ():
-            self.tokens.setdefault(token.seq_id, []).append(token)
-            self._unsent[token.seq_id].append(token.token_id)
-        return output
+    return load
 
 
-def _answer(runner: ModelRunner, params: SamplingParams, num_tokens: int) -> list[SampledToken]:
-    """One sequence alone, its prompt in one chunk."""
-    driver = _Driver(runner)
-    driver.step([(1, 0, len(PROMPT))], new=[NewSequence(1, PROMPT, len(PROMPT), params)])
-    for position in range(len(PROMPT), len(PROMPT) + num_tokens - 1):
-        driver.step([(1, position, 1)])
-    driver.step([], released=[1])
-    return driver.tokens[1]
+def _answer(
+    runner: ModelRunner, params: SamplingParams, num_tokens: int, *, tells_tokens: bool = True
+) -> Answer:
+    return answer(
+        runner,
+        PROMPT,
+        params,
+        num_tokens=num_tokens,
+        block_size=BLOCK_SIZE,
+        tells_tokens=tells_tokens,
+    )
 
 
-def _told(runner: ModelRunner, token_ids: list[int]) -> list[SampledToken]:
+def _told(runner: ModelRunner, token_ids: list[int]) -> list[int]:
     """As `_answer` with greedy sampling, each next token told instead of sampled here, so that
     every rank runs the same steps."""
-    found: list[SampledToken] = []
-    first = ScheduledSequence(1, 0, len(PROMPT), [], list(range(6)), True)
-    new = NewSequence(1, PROMPT, len(PROMPT), GREEDY)
-    steps = [StepInput(0, [], [new], [first])]
-    for position, token_id in enumerate(token_ids, start=len(PROMPT)):
-        one = ScheduledSequence(1, position, 1, [token_id], [], True)
-        steps.append(StepInput(position, [], [], [one]))
-    for step in steps:
-        output = runner.execute(step, {})
-        found.extend(output.tokens if output is not None else ())
+    writer = StepWriter(runner, BLOCK_SIZE)
+    writer.add(0, PROMPT, GREEDY)
+    found = writer.step(chunks=[(0, 0, len(PROMPT))]).token_ids
+    for token_id in token_ids:
+        writer.answers[0].token_ids.append(token_id)
+        found += writer.step([0]).token_ids
     return found
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_64_greedy_tokens_equal_transformers_at_every_size(checkpoint: Path, size: int):
+def test_64_greedy_tokens_equal_transformers_at_every_size(checkpoint: Path, load: Load, size: int):
     model: Any = Qwen2ForCausalLM.from_pretrained(checkpoint)
     ids = model.generate(
         torch.tensor([PROMPT]),
@@ -131,96 +85,113 @@ def test_64_greedy_tokens_equal_transformers_at_every_size(checkpoint: Path, siz
     )
     expected = ids[0, len(PROMPT) :].tolist()
 
-    def run(rank: Collectives) -> list[SampledToken]:
-        return _told(_load(checkpoint, rank), expected[:-1])
-
-    answers = run_ranks(size, run)
-    assert [token.token_id for token in answers[0]] == expected
+    answers = run_ranks(size, lambda rank: _told(load(rank), expected[:-1]))
+    assert answers[0] == expected
     assert answers[1:] == [[]] * (size - 1)
 
 
-def test_padded_ids_are_never_sampled(checkpoint: Path):
+def test_padded_ids_are_never_sampled(load: Load):
     params = SamplingParams(seed=1, max_tokens=60, temperature=100.0)
-    runner = _load(checkpoint, SingleRank(), num_real_tokens=20)
-    ids = {token.token_id for token in _answer(runner, params, 60)}
+    ids = set(_answer(load(num_real_tokens=20), params, 60).token_ids)
     assert max(ids) < 20
     assert len(ids) > 5
 
 
-def _run_in_company(runner: ModelRunner) -> _Driver:
-    """Sequences 1 (greedy) and 2 (seeded) among 14 others, prompts in chunks, joined late."""
-    driver = _Driver(runner)
-    others = [
-        NewSequence(10 + i, [(i * 31 + k) % 140 for k in range(3 + 2 * i)], 3 + 2 * i, SEEDED)
-        for i in range(14)
-    ]
-    own = [NewSequence(seq_id, PROMPT, len(PROMPT), p) for seq_id, p in ((1, GREEDY), (2, SEEDED))]
-    driver.step([(other.seq_id, 0, len(other.token_ids)) for other in others], new=others)
-    at = {other.seq_id: len(other.token_ids) for other in others}
-    driver.step([(1, 0, 7), *((s, p, 1) for s, p in at.items()), (2, 0, 16)], new=own)
-    driver.step([(2, 16, len(PROMPT) - 16), (1, 7, len(PROMPT) - 7)])
-    at = {s: p + 1 for s, p in at.items()}
-    for position in range(len(PROMPT), len(PROMPT) + 39):
-        company = [(s, p, 1) for s, p in at.items()] if position % 3 else []
-        at = {s: p + bool(company) for s, p in at.items()}
-        driver.step([*company[:5], (2, position, 1), *company[5:], (1, position, 1)])
-    return driver
+def test_tokens_that_are_not_told_are_the_runners_own(load: Load):
+    runner = load()
+    told = _answer(runner, SEEDED, 30)
+    assert _answer(runner, SEEDED, 30, tells_tokens=False) == told
+
+
+def _in_company(runner: ModelRunner) -> StepWriter:
+    """Slots 1 (greedy) and 2 (seeded) among 14 others, prompts in chunks, joined late."""
+    writer = StepWriter(runner, BLOCK_SIZE)
+    others = range(3, 17)
+    for i in others:
+        writer.add(i, [(i * 31 + k) % 140 for k in range(2 * i - 3)], SEEDED)
+    writer.step(chunks=[(i, 0, 2 * i - 3) for i in others])
+    writer.add(1, PROMPT, GREEDY)
+    writer.add(2, PROMPT, SEEDED)
+    writer.step(others, [(1, 0, 7), (2, 0, 16)])
+    writer.step(chunks=[(2, 16, len(PROMPT)), (1, 7, len(PROMPT))])
+    for position in range(39):
+        company = others if position % 3 else range(0)
+        writer.step([*company[:5], 2, *company[5:], 1])
+    return writer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_answers_in_a_batch_of_sixteen_are_those_alone_logprobs_included(
-    checkpoint: Path, dtype: str
-):
+def test_answers_in_a_batch_of_sixteen_are_those_alone_logprobs_included(load: Load, dtype: str):
     options = {"dtype": dtype, "kv_cache_tokens": 200 * BLOCK_SIZE}
-    driver = _run_in_company(_load(checkpoint, SingleRank(), **options))
-    runner = _load(checkpoint, SingleRank(), **options)
-    assert driver.tokens[1] == _answer(runner, GREEDY, 40)
-    assert driver.tokens[2] == [_renamed(token, 2) for token in _answer(runner, SEEDED, 40)]
+    writer = _in_company(load(**options))
+    runner = load(**options)
+    assert writer.answers[1] == _answer(runner, GREEDY, 40)
+    assert writer.answers[2] == _answer(runner, SEEDED, 40)
 
 
-def _renamed(token: SampledToken, seq_id: int) -> SampledToken:
-    return SampledToken(seq_id, token.token_id, token.logprobs, token.error)
-
-
-def test_a_preempted_sequence_resumes_with_the_same_tokens(checkpoint: Path):
-    runner = _load(checkpoint, SingleRank())
+def test_a_preempted_sequence_resumes_with_the_same_tokens(load: Load):
+    runner = load()
     alone = _answer(runner, SEEDED, 40)
-    driver = _Driver(runner)
-    driver.step([(2, 0, len(PROMPT))], new=[NewSequence(2, PROMPT, len(PROMPT), SEEDED)])
-    for position in range(len(PROMPT), len(PROMPT) + 12):
-        driver.step([(2, position, 1)])
-    so_far = PROMPT + [token.token_id for token in driver.tokens[2]]
-    driver.step([], released=[2])
-    resumed = NewSequence(2, so_far, len(PROMPT), SEEDED)
-    driver.step([(2, 0, 9)], new=[resumed])
-    driver.step([(2, 9, len(so_far) - 9)])
-    for position in range(len(so_far), len(PROMPT) + 39):
-        driver.step([(2, position, 1)])
-    assert driver.tokens[2] == [_renamed(token, 2) for token in alone]
+    writer = StepWriter(runner, BLOCK_SIZE)
+    writer.add(2, PROMPT, SEEDED)
+    writer.step(chunks=[(2, 0, len(PROMPT))])
+    for _ in range(12):
+        writer.step([2])
+    writer.release(2)
+    output = list(writer.answers[2].token_ids)
+    length = len(PROMPT) + len(output)
+    writer.add(5, PROMPT, SEEDED, output=output)
+    writer.step(chunks=[(5, 0, 9)])
+    writer.step(chunks=[(5, 9, length)])
+    for _ in range(26):
+        writer.step([5])
+    assert writer.answers[2].token_ids + writer.answers[5].token_ids == alone.token_ids
+    assert writer.answers[2].logprobs + writer.answers[5].logprobs == alone.logprobs
 
 
-def test_a_mask_restricts_the_choice(checkpoint: Path):
-    runner = _load(checkpoint, SingleRank())
+def test_a_sequence_that_shares_computed_blocks_gives_the_same_answer(load: Load):
+    runner = load()
+    alone = _answer(runner, SEEDED, 20)
+    writer = StepWriter(runner, BLOCK_SIZE)
+    writer.add(0, PROMPT, GREEDY)
+    writer.step(chunks=[(0, 0, len(PROMPT))])
+    writer.add(1, PROMPT, SEEDED, shared_blocks=[0])
+    writer.step([0], [(1, BLOCK_SIZE, len(PROMPT))])
+    for _ in range(19):
+        writer.step([0, 1])
+    assert writer.answers[1] == alone
+
+
+def test_a_slot_forgets_the_sequence_before(load: Load):
+    runner = load()
+    penalized = SamplingParams(seed=5, max_tokens=99, repetition_penalty=3.0, min_tokens=50)
+    alone = _answer(runner, SEEDED, 10)
+    _answer(runner, penalized, 10)
+    assert _answer(runner, SEEDED, 10) == alone
+
+
+def test_a_mask_restricts_the_choice(load: Load):
     mask = np.zeros(5, np.uint32)
     mask[77 // 32] = 1 << (77 % 32)
-    part = ScheduledSequence(1, 0, len(PROMPT), [], [0, 1], True)
-    step = StepInput(0, [], [NewSequence(1, PROMPT, len(PROMPT), SEEDED)], [part])
-    output = runner.execute(step, {1: mask})
-    assert output is not None
-    assert output.tokens[0].token_id == 77
+    writer = StepWriter(load(), BLOCK_SIZE)
+    writer.add(3, PROMPT, SEEDED)
+    writer.add(4, PROMPT, SEEDED)
+    chunks = [(slot, 0, len(PROMPT)) for slot in (3, 4)]
+    assert writer.step(chunks=chunks, masks={4: mask}).token_ids[1] == 77
+    assert writer.answers[3].token_ids != [77]
 
 
-def test_a_step_that_samples_nothing_has_no_tokens(checkpoint: Path):
-    driver = _Driver(_load(checkpoint, SingleRank()))
-    output = driver.step([(1, 0, 5)], new=[NewSequence(1, PROMPT, len(PROMPT), GREEDY)])
-    assert output == StepOutput(1, [])
-    assert driver.step([], released=[1]) == StepOutput(2, [])
+def test_a_step_that_samples_nothing_has_no_tokens(load: Load):
+    writer = StepWriter(load(), BLOCK_SIZE)
+    writer.add(1, PROMPT, GREEDY)
+    assert writer.step(chunks=[(1, 0, 5)]) == StepOutput(1, [])
+    writer.release(1)
+    assert writer.step() == StepOutput(2, [])
 
 
-def test_the_pool_is_cut_into_whole_blocks_the_same_on_every_rank(checkpoint: Path):
-    runner = _load(checkpoint, SingleRank(), kv_cache_tokens=10 * BLOCK_SIZE + 15)
-    assert runner.num_total_blocks == 10
-    sizes = run_ranks(2, lambda r: _load(checkpoint, r, kv_cache_tokens=None).num_total_blocks)
+def test_the_pool_is_cut_into_whole_blocks_the_same_on_every_rank(load: Load):
+    assert load(kv_cache_tokens=10 * BLOCK_SIZE + 15).facts.num_total_blocks == 10
+    sizes = run_ranks(2, lambda rank: load(rank, kv_cache_tokens=None).facts.num_total_blocks)
     assert sizes[0] == sizes[1] > 0
 
 
@@ -233,25 +204,24 @@ def test_the_pool_is_cut_into_whole_blocks_the_same_on_every_rank(checkpoint: Pa
         ({"num_real_tokens": 151}, CheckpointError, "vocab_size is 150"),
     ],
 )
-def test_options_that_do_not_fit_the_checkpoint_are_refused(checkpoint, options, error, reason):
+def test_options_that_do_not_fit_the_checkpoint_are_refused(load, options, error, reason):
     with pytest.raises(error, match=reason):
-        _load(checkpoint, SingleRank(), **options)
+        load(**options)
 
 
-def test_an_illegal_size_is_refused_on_every_rank(checkpoint: Path):
+def test_an_illegal_size_is_refused_on_every_rank(load: Load):
     with pytest.raises(ConfigurationError, match="must be one of 1, 2, 4, 8, got 3"):
-        run_ranks(3, lambda rank: _load(checkpoint, rank))
+        run_ranks(3, load)
 
 
-def test_a_dead_rank_fails_the_step(checkpoint: Path):
+def test_a_dead_rank_fails_the_call_that_samples(load: Load):
     ranks = connected_ranks(2)
-    other = ranks[1]
 
-    def fail_when_loaded(rank: Collectives) -> None:
-        _load(checkpoint, rank)
-        rank.close()
+    def fail_when_loaded() -> None:
+        load(ranks[1])
+        ranks[1].close()
 
-    runner = _load(checkpoint, ranks[0])
-    fail_when_loaded(other)
+    runner = load(ranks[0])
+    fail_when_loaded()
     with pytest.raises(CollectiveError, match="rank 1 is gone"):
         _answer(runner, GREEDY, 2)
