@@ -119,13 +119,19 @@ typedef struct {
   int (*gather)(void* context, const float* x, int64_t num_values, float* out);
 } shoal_collectives;
 
-// A group in shared memory: size slots of num_slot_values floats, twice, behind a header.
+// A group in shared memory: size slots of num_slot_values floats, twice, behind a header. The memory
+// is shared, 64-byte aligned, and zero before the first rank joins.
 typedef struct shoal_group shoal_group;
 SHOAL_API int64_t shoal_group_bytes(int32_t size, int64_t num_slot_values);
+// A rank that waits longer than timeout_ms for another one breaks the group.
 SHOAL_API shoal_group* shoal_group_join(void* memory, int32_t rank, int32_t size,
-                                        int64_t num_slot_values);
+                                        int64_t num_slot_values, int64_t timeout_ms);
 SHOAL_API void shoal_group_leave(shoal_group* group);  // frees the handle, not the memory
-SHOAL_API void shoal_group_break(shoal_group* group);  // every rank's waits end, now and for ever
+// Says that a rank is gone: every rank's waits end, now and for ever. From any thread.
+SHOAL_API void shoal_group_break(shoal_group* group, int32_t gone_rank);
+enum { SHOAL_WHOLE = 0, SHOAL_GONE = 1, SHOAL_SILENT = 2, SHOAL_OUT_OF_STEP = 3 };
+// Why the group is broken and, in *rank, through whom: as the first one that noticed has it.
+SHOAL_API int shoal_group_failure(const shoal_group* group, int32_t* rank);
 SHOAL_API int shoal_group_all_reduce(void* group, float* x, int64_t num_values);
 SHOAL_API int shoal_group_gather(void* group, const float* x, int64_t num_values, float* out);
 
