@@ -228,8 +228,13 @@ def _unsupported(config: Mapping[str, Any]) -> list[str]:
     architectures = config.get("architectures") or ["Qwen2ForCausalLM"]
     if architectures != ["Qwen2ForCausalLM"]:
         problems.append(f"architectures must be ['Qwen2ForCausalLM'], got {_shown(architectures)}")
-    if config.get("quantization_config") is not None:
-        problems.append("quantization_config: quantized checkpoints are not supported")
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        problems.append(
+            f"quantization_config: quantized checkpoints are not supported, got {_shown(method)};"
+            " take the model's original, in bfloat16 or float16"
+        )
     if config.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act must be 'silu', got {_shown(config['hidden_act'])}")
     if _slides(config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from serve.checkpoint import (
     BYTES_PER_VALUE,
@@ -99,6 +102,14 @@ def _set(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
     return lambda header: header["model.norm.weight"].update({key: value})
 
 
+def _move(num_bytes: int) -> Callable[[dict[str, Any]], object]:
+    def edit(header: dict[str, Any]) -> None:
+        offsets = header["model.norm.weight"]["data_offsets"]
+        offsets[:] = [offset + num_bytes for offset in offsets]
+
+    return edit
+
+
 HEADER_DAMAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda header: header.pop("model.norm.weight"), "tensor model.norm.weight is missing"),
     (_set("dtype", "I8"), "tensor model.norm.weight has dtype I8, must be one of F32, BF16, F16"),
@@ -114,6 +125,18 @@ HEADER_DAMAGE: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (_set("data_offsets", [1 << 40, (1 << 40) + 256]), "is truncated: tensor model.norm.weight"),
     (_offset(0, 1 << 41), "before its start"),
     (lambda header: header.update({"model.norm.weight": 7}), "has no description"),
+    (_set("dtype", "F8_E4M3"), "tensor model.norm.weight has dtype F8_E4M3, must be one of"),
+    (_move(-4), "tensor model.norm.weight overlaps model.layers.0"),
+    (_move(4), "is truncated: tensor model.norm.weight ends at byte"),
+    (
+        lambda header: header.update(
+            {
+                "model.norm.weight": {**header["model.norm.weight"]},
+                "copy": header["model.norm.weight"],
+            }
+        ),
+        "tensor copy overlaps model.norm.weight",
+    ),
 ]
 
 
@@ -178,7 +201,41 @@ def test_a_header_larger_than_the_bound_is_not_read(folder: Path):
     with (folder / WEIGHTS).open("wb") as file:
         file.write(struct.pack("<Q", 1 << 27))
         file.truncate((1 << 27) + 100)  # sparse
-    assert "header must be <= 67108864 bytes, got 134217728" in _refusal(folder)
+    assert "header must be <= 16777216 bytes, got 134217728" in _refusal(folder)
+
+
+def _hub_cache(pristine: Path, root: Path) -> tuple[Path, Path]:
+    """A snapshot as the hub's own client keeps it: names that are links to blobs."""
+    repository = root / "models--org--name"
+    snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in pristine.iterdir():
+        shutil.copy(file, blobs / f"digest-of-{file.name}")
+        (snapshot / file.name).symlink_to(f"../../blobs/digest-of-{file.name}")
+    return snapshot, blobs
+
+
+def test_links_of_a_hubs_cache_are_followed_to_its_blobs_and_nowhere_else(
+    pristine: Path, tmp_path: Path
+):
+    snapshot, blobs = _hub_cache(pristine, tmp_path)
+    assert inspect_checkpoint(snapshot).shape.num_layers == 1
+    (blobs / f"digest-of-{WEIGHTS}").rename(tmp_path / "elsewhere")
+    (blobs / f"digest-of-{WEIGHTS}").symlink_to(tmp_path / "elsewhere")
+    assert "model.safetensors is a link that leaves the model folder" in _refusal(snapshot)
+
+
+def test_a_folder_that_is_no_snapshot_may_not_link_to_blobs(pristine: Path, tmp_path: Path):
+    snapshot, _ = _hub_cache(pristine, tmp_path)
+    other = snapshot.parent.rename(snapshot.parent.with_name("copies")) / snapshot.name
+    assert "model.safetensors is a link that leaves the model folder" in _refusal(other)
+
+
+@pytest.mark.parametrize("target", ["model.safetensors", "absent"])
+def test_a_ring_of_links_and_a_broken_one_are_refused(folder: Path, target: str):
+    _replace_by_link(WEIGHTS, target)(folder)
+    assert "model.safetensors" in _refusal(folder)
 
 
 def test_a_link_inside_the_folder_is_followed(folder: Path):
@@ -204,6 +261,110 @@ def test_an_index_that_names_another_place_is_refused(split_folder, file, reason
     message = _refusal(split_folder)
     assert reason in message
     assert "tensor model.norm.weight is missing" in message
+
+
+def test_a_tensor_in_two_files_is_refused_by_name(split_folder: Path):
+    index = json.loads((split_folder / INDEX).read_text())["weight_map"]
+    holders = list(index.values())
+    name, first = next(entry for entry in index.items() if holders.count(entry[1]) > 1)
+    other = next(file for file in holders if file != first)
+    _edit_json(split_folder / INDEX, lambda index: index["weight_map"].update({name: other}))
+    assert f"{first} has tensor {name} too, which the index places in {other}" in _refusal(
+        split_folder
+    )
+
+
+def _write_header(folder: Path, text: bytes, data: bytes = b"") -> None:
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def test_a_tensor_described_twice_is_refused_by_name(folder: Path):
+    entry = b'"a": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
+    _write_header(folder, b"{%s, %s}" % (entry, entry))
+    assert "model.safetensors: the header describes a twice" in _refusal(folder)
+
+
+def test_bytes_that_belong_to_no_tensor_are_refused(folder: Path):
+    with (folder / WEIGHTS).open("ab") as file:
+        file.write(b"more")
+    assert "model.safetensors has 4 bytes that belong to no tensor" in _refusal(folder)
+
+
+def test_a_hole_between_tensors_is_refused(folder: Path):
+    header = {name: {"dtype": "F32", "shape": [1], "data_offsets": [start, start + 4]}
+              for name, start in (("a", 0), ("b", 8))}  # fmt: skip
+    _write_header(folder, json.dumps(header).encode(), bytes(12))
+    assert "tensor b does not begin at the end of a" in _refusal(folder)
+
+
+def test_names_are_shown_short_and_without_what_a_terminal_obeys(folder: Path):
+    header = dict.fromkeys(["\x1b[2J", "\ud800", "a" * 9000], 7)
+    _write_header(folder, json.dumps(header).encode())
+    message = _refusal(folder)
+    assert message.replace("\n", "").isprintable()
+    assert r"'\x1b[2J'" in message
+    assert len(message) < 4000
+
+
+def test_only_the_first_problems_of_very_many_are_listed(folder: Path):
+    _write_header(folder, json.dumps({f"t{index}": 7 for index in range(5000)}).encode())
+    message = _refusal(folder)
+    assert "more" in message.splitlines()[-1]
+    assert len(message.splitlines()) == 22
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+_PLACE = st.lists(st.integers(-1, 300) | st.sampled_from([1 << 40, 1 << 63, 1 << 80]), max_size=3)
+_ENTRY = _JSON | st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "F16", "I8", "F8_E5M2", "", None]),
+        "shape": _PLACE | _JSON,
+        "data_offsets": _PLACE | _JSON,
+    }
+)
+_CONFIG_KEYS = [
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "rope_scaling",
+    "architectures",
+    "quantization_config",
+]
+_HEADER = st.dictionaries(
+    st.sampled_from(["model.norm.weight", "a"]) | st.text(), _ENTRY, max_size=4
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(_HEADER.map(lambda header: json.dumps(header).encode()) | st.binary(max_size=64),
+       st.none() | st.integers(0, 1 << 64), st.binary(max_size=300))  # fmt: skip
+def test_whatever_a_header_says_the_folder_is_refused_in_printable_words(
+    folder: Path, text: bytes, length: int | None, data: bytes
+):
+    claimed = len(text) if length is None else min(length, (1 << 64) - 1)
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", claimed) + text + data)
+    _refusal(folder).encode()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.dictionaries(st.sampled_from(_CONFIG_KEYS), _JSON, min_size=1))
+def test_whatever_a_configuration_says_the_folder_is_read_or_refused(
+    folder: Path, pristine: Path, values: dict[str, Any]
+):
+    shutil.copy(pristine / "config.json", folder / "config.json")
+    _edit_json(folder / "config.json", lambda config: config.update(values))
+    with contextlib.suppress(CheckpointError):
+        inspect_checkpoint(folder)
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {"a": 1}])
