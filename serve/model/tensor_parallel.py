@@ -12,7 +12,7 @@ from typing import Protocol
 from torch import Tensor
 
 from serve.errors import CollectiveError
-from serve.kernels.native_group import NativeCollectives
+from serve.kernels import abi
 
 
 class Collectives(Protocol):
@@ -37,7 +37,7 @@ class Collectives(Protocol):
         """
         ...
 
-    def native(self) -> NativeCollectives:
+    def native(self) -> abi.Collectives:
         """The same two collectives for C, float32 only; valid as long as this object lives.
 
         A function's 1 means that the group is broken: raise `failure()`.
@@ -67,9 +67,9 @@ class SingleRank:
         """`x` itself."""
         return x
 
-    def native(self) -> NativeCollectives:
+    def native(self) -> abi.Collectives:
         """A group of one, without functions: there is nobody to meet."""
-        return NativeCollectives(rank=0, size=1)
+        return abi.Collectives(rank=0, size=1)
 
     def failure(self) -> Exception:
         """Never asked: a group of one does not break."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from serve.errors import CollectiveError
-from serve.kernels.native_group import AllReduce, Gather, NativeCollectives
+from serve.kernels import abi
 from serve.model.tensor_parallel import Collectives, SingleRank
 
 from .tensor_collectives import Floats, TensorCollectives
@@ -69,14 +69,14 @@ class LoopbackCollectives(TensorCollectives):
         ]
         self._sequence = 0
         self._failure: Exception = CollectiveError("this rank left the group")
-        self._native = NativeCollectives(
+        self._native = abi.Collectives(
             rank=rank,
             size=size,
-            all_reduce=AllReduce(self._native_all_reduce),
-            gather=Gather(self._native_gather),
+            all_reduce=abi.AllReduce(self._native_all_reduce),
+            gather=abi.Gather(self._native_gather),
         )
 
-    def native(self) -> NativeCollectives:
+    def native(self) -> abi.Collectives:
         """The same two collectives as C functions that call back into Python."""
         return self._native
 
