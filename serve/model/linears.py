@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from serve.catalog import ModelShape, num_shard_kv_heads
+from serve.catalog import ModelShape
 from serve.kernels.linear import linear
 
+from .rank_ranges import RankRanges
 from .tensor_parallel import Collectives
 from .weights import Cut, TensorDestination
 
@@ -26,25 +27,20 @@ class QKVLinear:
     """
 
     def __init__(self, shape: ModelShape, collectives: Collectives, *, dtype: torch.dtype) -> None:
-        rank, size = collectives.rank, collectives.size
-        self.num_heads = shape.num_heads // size
-        self.num_kv_heads = num_shard_kv_heads(shape, size)
-        q_size = self.num_heads * shape.head_dim
-        kv_size = self.num_kv_heads * shape.head_dim
-        q_start = rank * q_size
-        kv_start = rank * shape.num_kv_heads // size * shape.head_dim
-        self._splits = [q_size, kv_size, kv_size]
-        self._starts = [q_start, kv_start, kv_start]
+        ranges = RankRanges.of(shape, rank=collectives.rank, size=collectives.size)
+        self.num_heads = ranges.num_heads
+        self.num_kv_heads = ranges.num_kv_heads
+        self._ranges = [ranges.query, ranges.key_value, ranges.key_value]
+        self._splits = [end - start for start, end in self._ranges]
         self._head_dim = shape.head_dim
-        self.weight = torch.empty(q_size + 2 * kv_size, shape.hidden, dtype=dtype)
-        self.bias = torch.empty(q_size + 2 * kv_size)
+        self.weight = torch.empty(sum(self._splits), shape.hidden, dtype=dtype)
+        self.bias = torch.empty(sum(self._splits))
 
     def cuts(self, prefix: str) -> Iterator[Cut]:
         """This rank's rows of `prefix`.{q,k,v}_proj."""
-        parts = zip("qkv", self._starts, torch.split(self.weight, self._splits),
+        parts = zip("qkv", self._ranges, torch.split(self.weight, self._splits),
                     torch.split(self.bias, self._splits), strict=True)  # fmt: skip
-        for letter, start, weight, bias in parts:
-            rows = (start, start + weight.shape[0])
+        for letter, rows, weight, bias in parts:
             yield Cut(
                 f"{prefix}.{letter}_proj.weight",
                 (rows, (0, weight.shape[1])),
@@ -61,17 +57,17 @@ class GateUpLinear:
     """Gate and up projections of this rank's part of the FFN as one product."""
 
     def __init__(self, shape: ModelShape, collectives: Collectives, *, dtype: torch.dtype) -> None:
-        self._size = shape.ffn // collectives.size
-        self._start = collectives.rank * self._size
-        self.weight = torch.empty(2 * self._size, shape.hidden, dtype=dtype)
+        ranges = RankRanges.of(shape, rank=collectives.rank, size=collectives.size)
+        self._rows = ranges.ffn
+        size = self._rows[1] - self._rows[0]
+        self.weight = torch.empty(2 * size, shape.hidden, dtype=dtype)
 
     def cuts(self, prefix: str) -> Iterator[Cut]:
         """This rank's rows of `prefix`.gate_proj and .up_proj."""
-        rows = (self._start, self._start + self._size)
         for name, weight in zip(("gate", "up"), self.weight.chunk(2), strict=True):
             yield Cut(
                 f"{prefix}.{name}_proj.weight",
-                (rows, (0, weight.shape[1])),
+                (self._rows, (0, weight.shape[1])),
                 TensorDestination(weight),
             )
 

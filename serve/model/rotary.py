@@ -18,16 +18,20 @@ class RotaryTable:
     """Angles of positions [0, num_positions)."""
 
     def __init__(self, shape: ModelShape, num_positions: int) -> None:
-        frequencies = _frequencies(shape)
-        angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
-        scale = shape.yarn.attention_factor if shape.yarn is not None else 1.0
-        cos, sin = angles.cos().mul_(scale), angles.sin().mul_(scale)
+        cos, sin = rotary_angles(shape, num_positions)
         self._cos = torch.cat((cos, cos), dim=-1)  # [num_positions, head_dim]
         self._sin = torch.cat((-sin, sin), dim=-1)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """What `kernels.elementwise.rotate` wants for `positions` [num_tokens]: cosine, sine."""
         return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+
+
+def rotary_angles(shape: ModelShape, num_positions: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of positions [0, num_positions), float32 [num_positions, head_dim / 2]."""
+    angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * _frequencies(shape)
+    scale = shape.yarn.attention_factor if shape.yarn is not None else 1.0
+    return angles.cos().mul_(scale), angles.sin().mul_(scale)
 
 
 def _frequencies(shape: ModelShape) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from serve.catalog import ModelShape
 from serve.kernels.linear import EDGE, linear
 
+from .rank_ranges import vocabulary_rows
 from .tensor_parallel import Collectives
 from .weights import Cut, TensorDestination
 
@@ -23,9 +24,9 @@ class VocabularyTable:
     """This rank's rows of an embedding or of an LM head, or of one table that is both."""
 
     def __init__(self, shape: ModelShape, collectives: Collectives, *, dtype: torch.dtype) -> None:
-        num_rows = -(-shape.vocab_size // (collectives.size * EDGE)) * EDGE
-        self._start = min(collectives.rank * num_rows, shape.vocab_size)
-        self._end = min(self._start + num_rows, shape.vocab_size)
+        (self._start, self._end), num_rows = vocabulary_rows(
+            shape, rank=collectives.rank, size=collectives.size, edge=EDGE
+        )
         self._vocab_size = shape.vocab_size
         self._collectives = collectives
         self.weight = torch.zeros(num_rows, shape.hidden, dtype=dtype)
