@@ -1,76 +1,44 @@
 """The heartbeat of a replica: admit requests, run steps, end every request exactly once.
 
 Not thread-safe and not a loop: one thread calls it, between steps, and sends what it returns. It
-never waits for anything but the runner.
+never waits for anything but the runner. A step is two calls, so that what the step before it made
+is told while it runs::
+
+    CPU          start n | tell n-1, masks n, sample n, wait for n, advance n | start n+1
+    lookahead    start n | tell n-2, wait for n-1, advance n-1, masks n, sample n | start n+1
+
+With lookahead (CUDA) the device always has a step to do; a sequence that turns out to be finished
+has a row too many in the step that was started meanwhile, and that row is ignored.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from serve.errors import ErrorInfo, InternalError, InvalidRequestError, PoisonedRequestError
-from serve.messages import (
-    FinishReason,
-    GenerateRequest,
-    Load,
-    SampledToken,
-    StepInput,
-    StepOutput,
-    Summary,
-    TokenDelta,
-)
+from serve.messages import FinishReason, GenerateRequest, Load
 
 from .admission import Admission
 from .grammar import GrammarCompiler, GrammarError
-from .scheduler import Schedule, Scheduler
-from .sequence import Sequence
+from .ledger import Ledger, Made, StepResult
+from .protocol import PendingOutput, Runner
+from .schedule import Schedule
+from .scheduler import Scheduler
+from .sequence import Sequence, SequenceState
 from .settings import EngineSettings
 
 
-class Runner(Protocol):
-    """What runs a step on the model."""
+@dataclass(slots=True)
+class _Step:
+    """A step in flight; `pending` once it is sampled."""
 
-    def execute(self, step: StepInput, masks: Mapping[int, np.ndarray]) -> StepOutput:
-        """Run one batch and sample; `masks` are allowed tokens by `seq_id`, uint32 [num_words]."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step has to tell: new tokens and ends of choices, and requests that are over."""
-
-    deltas: list[TokenDelta]
-    summaries: list[Summary]
-
-
-class _Request:
-    """An admitted request until its last choice ends."""
-
-    __slots__ = (
-        "admitted_s",
-        "error",
-        "finish_reasons",
-        "num_prompt_tokens",
-        "num_unfinished",
-        "sequences",
-        "ttft_s",
-    )
-
-    def __init__(
-        self, sequences: list[Sequence], num_prompt_tokens: int, *, admitted_s: float
-    ) -> None:
-        self.sequences = sequences
-        self.num_prompt_tokens = num_prompt_tokens
-        self.admitted_s = admitted_s
-        self.ttft_s: float | None = None
-        self.num_unfinished = len(sequences)
-        self.finish_reasons: list[FinishReason] = ["abort"] * len(sequences)
-        self.error: ErrorInfo | None = None
+    schedule: Schedule
+    started_s: float
+    pending: PendingOutput | None = None
 
 
 class Engine:
@@ -85,12 +53,15 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
-        self._settings = settings
+        self._has_lookahead = settings.lookahead
         self._clock = clock
         self._admission = Admission(settings, grammars)
         self._scheduler = Scheduler(settings)
-        self._requests: dict[int, _Request] = {}
-        self._result = StepResult([], [])
+        self._ledger = Ledger(clock)
+        self._started: _Step | None = None
+        self._sampled: _Step | None = None
+        self._made: Made | None = None
+        self._advanced_s = 0.0
         self._num_generation_tokens = 0
 
     def add(self, request: GenerateRequest) -> None:
@@ -104,48 +75,77 @@ class Engine:
             ContextLengthError: a prompt can never be answered here.
             InvalidRequestError: a prompt is empty, or the grammar cannot be compiled.
         """
-        stream_id = request.stream.stream_id
-        assert stream_id not in self._requests, "a stream id is used once"
         sequences = self._admission.build(request)
         reasons = [_replay(sequence) for sequence in sequences]
         unfinished = [s for s, reason in zip(sequences, reasons, strict=True) if reason is None]
         if unfinished:
             self._admission.check_bounds(self._scheduler, unfinished)
         num_prompt_tokens = sum(len(prompt.token_ids) for prompt in request.prompts)
-        self._requests[stream_id] = _Request(sequences, num_prompt_tokens, admitted_s=self._clock())
+        self._ledger.open(request.stream.stream_id, sequences, num_prompt_tokens)
         for sequence, reason in zip(sequences, reasons, strict=True):
             if reason is None:
                 self._scheduler.add(sequence)
             else:
-                self._end(sequence, reason)
+                self._end(sequence, reason, None)
 
     def abort(self, stream_id: int) -> None:
         """End a request now; its blocks are free when this returns. Unknown ids are ignored.
 
         Its unfinished choices end with an empty delta of reason "abort" in the next step.
         """
-        request = self._requests.get(stream_id)
-        if request is not None:
-            self._end_all(request, "abort", None)
+        self._tell()
+        for sequence in self._ledger.unfinished(stream_id):
+            self._end(sequence, "abort", None)
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell anything."""
-        return bool(self._requests or self._result.deltas or self._result.summaries)
+        is_idle = self._started is None and self._sampled is None and self._made is None
+        return not (is_idle and self._ledger.is_empty)
+
+    def start_step(self) -> None:
+        """Start the next step, if anything can take part in one."""
+        assert self._started is None, "a step is started and not finished"
+        scheduled = self._scheduler.schedule()
+        if scheduled is not None:
+            schedule, step = scheduled
+            started_s = self._clock()
+            self._runner.start(step)
+            self._started = _Step(schedule, started_s)
+
+    def take_result(self) -> StepResult:
+        """What the steps made that nobody has been told yet; best asked for while a step runs."""
+        self._tell()
+        return self._ledger.take()
+
+    def finish_step(self) -> None:
+        """Sample the step that was started; take its tokens, or with lookahead those before it.
+
+        Raises:
+            CollectiveError: the runner is lost; see `drop_all`.
+        """
+        self._tell()
+        if self._has_lookahead:
+            self._advance()
+            self._sample()
+        else:
+            self._sample()
+            self._advance()
 
     def step(self) -> StepResult:
-        """Run one step: every scheduled sequence advances, most by one token."""
-        schedule = self._scheduler.schedule()
-        if schedule is not None:
-            output = self._execute(schedule)
-            self._postprocess(schedule, output)
-        return self._take_result()
+        """Run one step from its start to what it made, for drivers with nothing else to do."""
+        self.start_step()
+        self.finish_step()
+        return self.take_result()
 
     def drop_all(self, error: ErrorInfo) -> StepResult:
         """End every request with `error`, because the runner is lost. The engine is empty after."""
-        for request in list(self._requests.values()):
-            self._end_all(request, "error", error)
-        return self._take_result()
+        self._started = self._sampled = None
+        self._tell()
+        for stream_id in self._ledger.stream_ids:
+            for sequence in self._ledger.unfinished(stream_id):
+                self._end(sequence, "error", error)
+        return self._ledger.take()
 
     def load(self) -> Load:
         """How busy the engine is, counted in sequences, and its totals."""
@@ -165,100 +165,98 @@ class Engine:
     def check_integrity(self) -> None:
         """Assert every invariant of requests, queue and blocks."""
         self._scheduler.check_integrity()
-        scheduled = {*self._scheduler.running, *self._scheduler.waiting}
-        num_unfinished = sum(request.num_unfinished for request in self._requests.values())
-        assert num_unfinished == len(scheduled), "a sequence is lost or belongs to no request"
-        assert all(request.num_unfinished > 0 for request in self._requests.values())
+        self._ledger.check_integrity([*self._scheduler.running, *self._scheduler.waiting])
 
-    def _execute(self, schedule: Schedule) -> StepOutput:
-        masks = {}
-        for sequence in schedule.sampled:
-            if sequence.matcher is not None:
-                sequence.matcher.watch(sequence.num_left_tokens)
-                masks[sequence.seq_id] = sequence.matcher.mask()
-        started_s = self._clock()
-        output = self._runner.execute(schedule.step, masks)
-        self._scheduler.budget.observe(
-            schedule.num_tokens,
-            num_decode_tokens=schedule.num_decode_tokens,
-            duration_s=self._clock() - started_s,
-        )
-        return output
+    def _sample(self) -> None:
+        step, self._started = self._started, None
+        if step is not None:
+            step.pending = self._runner.sample(_masks(step.schedule))
+            self._sampled = step
 
-    def _postprocess(self, schedule: Schedule, output: StepOutput) -> None:
-        for sequence, token in zip(schedule.sampled, output.tokens, strict=True):
-            assert token.seq_id == sequence.seq_id
-            if token.error is not None:
-                self._end(sequence, "error", PoisonedRequestError(token.error).info())
+    def _advance(self) -> None:
+        """Wait for the tokens of the sampled step and append them; all else can wait."""
+        step, self._sampled = self._sampled, None
+        if step is None:
+            return
+        assert step.pending is not None
+        output = step.pending.result()
+        self._observe(step)
+        rows = step.schedule.rows
+        made = self._made = Made(rows, output, self._advanced_s)
+        errors, running = output.errors, SequenceState.RUNNING
+        for row, (sequence, token_id) in enumerate(zip(rows, output.token_ids, strict=True)):
+            if sequence.state is not running or row in errors:
+                self._advance_odd(made, row)
                 continue
-            try:
-                reason = sequence.append(token.token_id)
-            except GrammarError as exc:
-                sequence.token_ids.pop()
-                self._end(sequence, "error", InternalError(str(exc)).info())
-                continue
-            self._num_generation_tokens += 1
-            self._tell(sequence, token, reason)
+            token_ids = sequence.token_ids
+            token_ids.append(token_id)
+            if (
+                token_id in sequence.stop_ids
+                or len(token_ids) >= sequence.max_len
+                or sequence.matcher is not None
+            ):
+                self._judge(made, row)
+        self._num_generation_tokens += len(rows) - len(made.void)
 
-    def _tell(self, sequence: Sequence, token: SampledToken, reason: FinishReason | None) -> None:
-        logprobs = None if token.logprobs is None else [token.logprobs]
-        position = sequence.num_output_tokens - 1
-        if position == 0:
-            self._note_first_token(self._requests[sequence.stream_id])
-        self._result.deltas.append(
-            TokenDelta(
-                sequence.stream_id,
-                sequence.index,
-                position,
-                [token.token_id],
-                logprobs,
-                reason,
-            )
-        )
+    def _advance_odd(self, made: Made, row: int) -> None:
+        """A row that failed, or whose sequence was aborted, finished or preempted meanwhile."""
+        sequence = made.rows[row]
+        message = made.output.errors.get(row)
+        if sequence.is_finished:
+            made.void.add(row)
+        elif message is not None:
+            self._fail(made, row, PoisonedRequestError(message).info())
+        else:
+            self._scheduler.append_waiting(sequence, made.output.token_ids[row])
+            self._judge(made, row)
+
+    def _judge(self, made: Made, row: int) -> None:
+        """Finish the sequence of `row` if the token just appended was its last."""
+        sequence = made.rows[row]
+        try:
+            reason = sequence.finish_reason_after(sequence.token_ids[-1])
+        except GrammarError as exc:
+            self._fail(made, row, InternalError(str(exc)).info())
+            sequence.token_ids.pop()
+            return
         if reason is not None:
-            self._finish(sequence, reason, None)
+            made.ends[row] = (reason, None)
+            self._scheduler.remove(sequence)
 
-    def _note_first_token(self, request: _Request) -> None:
-        if request.ttft_s is None:
-            request.ttft_s = self._clock() - request.admitted_s
+    def _fail(self, made: Made, row: int, error: ErrorInfo) -> None:
+        made.ends[row] = ("error", error)
+        self._num_generation_tokens -= 1
+        self._scheduler.remove(made.rows[row])
 
-    def _end(
-        self, sequence: Sequence, reason: FinishReason, error: ErrorInfo | None = None
-    ) -> None:
-        """End a sequence with an empty delta."""
-        start = sequence.num_output_tokens
-        delta = TokenDelta(sequence.stream_id, sequence.index, start, [], None, reason, error)
-        self._result.deltas.append(delta)
-        self._finish(sequence, reason, error)
+    def _observe(self, step: _Step) -> None:
+        now_s = self._clock()
+        self._scheduler.budget.observe(
+            step.schedule.num_tokens,
+            num_decode_tokens=len(step.schedule.decodes),
+            duration_s=now_s - max(step.started_s, self._advanced_s),
+        )
+        self._advanced_s = now_s
 
-    def _end_all(self, request: _Request, reason: FinishReason, error: ErrorInfo | None) -> None:
-        for sequence in request.sequences:
-            if not sequence.is_finished:
-                self._end(sequence, reason, error)
+    def _tell(self) -> None:
+        made, self._made = self._made, None
+        if made is not None:
+            self._ledger.tell(made)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, error: ErrorInfo | None) -> None:
+    def _end(self, sequence: Sequence, reason: FinishReason, error: ErrorInfo | None) -> None:
         self._scheduler.remove(sequence)
-        request = self._requests[sequence.stream_id]
-        request.finish_reasons[sequence.index] = reason
-        request.error = request.error or error
-        request.num_unfinished -= 1
-        if request.num_unfinished == 0:
-            del self._requests[sequence.stream_id]
-            self._result.summaries.append(
-                Summary(
-                    sequence.stream_id,
-                    request.finish_reasons,
-                    request.num_prompt_tokens,
-                    sum(one.num_output_tokens for one in request.sequences),
-                    request.error,
-                    self._clock() - request.admitted_s,
-                    request.ttft_s,
-                )
-            )
+        self._ledger.end(sequence, reason, error)
 
-    def _take_result(self) -> StepResult:
-        result, self._result = self._result, StepResult([], [])
-        return result
+
+def _masks(schedule: Schedule) -> dict[int, np.ndarray]:
+    """By slot, what the grammars of a step's sequences allow."""
+    masks: dict[int, np.ndarray] = {}
+    if not schedule.wants_masks:
+        return masks
+    for sequence in schedule.rows:
+        if sequence.matcher is not None and sequence.state is SequenceState.RUNNING:
+            sequence.matcher.watch(sequence.num_left_tokens)
+            masks[sequence.slot] = sequence.matcher.mask()
+    return masks
 
 
 def _replay(sequence: Sequence) -> FinishReason | None:

@@ -7,35 +7,28 @@ nothing starves::
 
     oldest                                                          youngest
     |------------- running (by seq_id) ---|------ waiting (by seq_id) ------|
-                     preempt: the last -> <- start: the first
+      decoding | prefilling    preempt: the last -> <- start: the first
+
+A step in which everybody just decodes touches a few integers of each sequence and builds nothing.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
+from itertools import chain
 
-from serve.messages import NewSequence, ScheduledSequence, StepInput
+from serve.messages import MoreBlocks, NewSequence, StepInput
 
 from .block_manager import BlockManager
 from .budget import TokenBudget
-from .sequence import Sequence, SequenceState
+from .schedule import Schedule
+from .sequence import NO_SLOT, Sequence, SequenceState
 from .settings import EngineSettings
 
 
-class Schedule:
-    """A step being put together: what the runner gets, and whose tokens come back."""
-
-    __slots__ = ("num_decode_tokens", "num_tokens", "sampled", "step")
-
-    def __init__(self, step: StepInput) -> None:
-        self.step = step
-        self.sampled: list[Sequence] = []
-        self.num_tokens = 0
-        self.num_decode_tokens = 0
-
-
 class Scheduler:
-    """Owns the waiting queue, the running list and the KV blocks."""
+    """Owns the waiting queue, the running list, the slots and the KV blocks."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.blocks = BlockManager(settings.num_total_blocks, settings.block_size)
@@ -47,7 +40,15 @@ class Scheduler:
         self.num_prompt_tokens_total = 0
         self.num_preemptions_total = 0
         self.num_steps_total = 0
+        self._has_lookahead = settings.lookahead
+        self._free_slots = list(range(self.max_running_sequences - 1, -1, -1))
         self._released: list[int] = []
+        self._prefilling: list[Sequence] = []
+        self._joining: list[Sequence] = []  # they decode from the next step on
+        self._decoding: list[Sequence] = []
+        self._decode_slots = b""
+        self._is_masked = False  # whether a sequence of `_decoding` has a grammar
+        self._is_stale = False  # whether `_decoding` must be built anew
 
     def add(self, sequence: Sequence) -> None:
         """Append a new sequence to the waiting queue."""
@@ -64,70 +65,96 @@ class Scheduler:
             self.num_waiting_tokens -= len(sequence.token_ids)
         sequence.state = SequenceState.FINISHED
 
-    def schedule(self) -> Schedule | None:
+    def append_waiting(self, sequence: Sequence, token_id: int) -> None:
+        """Append the token of a step in which `sequence` took part before it was preempted."""
+        sequence.token_ids.append(token_id)
+        self.num_waiting_tokens += 1
+
+    def schedule(self) -> tuple[Schedule, StepInput] | None:
         """The next step, or None where nothing can take part in one.
 
         Sequences that decode come first, then prompts already begun, then new ones while the
         token budget, the KV blocks and the limit on running sequences allow.
         """
-        schedule = Schedule(StepInput(self.num_steps_total, [], [], []))
+        schedule = Schedule()
         self._schedule_decodes(schedule)
-        num_left = self.budget.prefill_tokens(schedule.num_decode_tokens)
-        num_left = self._schedule_prefills(schedule, num_left)
-        self._start_waiting(schedule, num_left)
-        if not schedule.step.scheduled:
+        num_left = self.budget.prefill_tokens(len(schedule.decodes))
+        if self._prefilling:
+            num_left = self._schedule_prefills(schedule, num_left)
+        if self.waiting:
+            self._start_waiting(schedule, num_left)
+        if schedule.num_tokens == 0:
             return None
-        schedule.step.released.extend(self._released)
-        self._released.clear()
-        self.num_steps_total += 1
-        return schedule
+        return schedule, self._step_input(schedule)
 
     def check_integrity(self) -> None:
-        """Assert every invariant that joins queue, running list and blocks."""
+        """Assert every invariant that joins queue, running list, slots and blocks."""
         self.blocks.check_integrity(sequence.block_ids for sequence in self.running)
         order = [sequence.seq_id for sequence in (*self.running, *self.waiting)]
         assert order == sorted(set(order)), "sequences are out of order"
         waiting_tokens = sum(len(sequence.token_ids) for sequence in self.waiting)
         assert self.num_waiting_tokens == waiting_tokens
-        assert len(self.running) <= self.max_running_sequences
+        slots = [*self._free_slots, *(sequence.slot for sequence in self.running)]
+        assert sorted(slots) == list(range(self.max_running_sequences)), "a slot is lost or shared"
         for sequence in self.running:
             assert sequence.state is SequenceState.RUNNING
-            num_slots = len(sequence.block_ids) * self.blocks.block_size
-            assert sequence.num_computed_tokens < len(sequence.token_ids) <= num_slots + 1
+            num_kv_slots = len(sequence.block_ids) * self.blocks.block_size
+            assert sequence.num_computed_tokens <= num_kv_slots
+            assert len(sequence.token_ids) <= num_kv_slots + 1
         for sequence in self.waiting:
             assert sequence.state in (SequenceState.WAITING, SequenceState.PREEMPTED)
+            assert sequence.slot == NO_SLOT
             assert not sequence.block_ids
             assert sequence.num_computed_tokens == 0
 
     def _schedule_decodes(self, schedule: Schedule) -> None:
-        """Schedule the last token of each sequence that decodes, oldest first.
+        """Schedule the next token of each sequence that decodes, oldest first.
 
         Where blocks run out the youngest is preempted, and that may be the one that asked: then
         all sequences before it are scheduled already. It frees fewer blocks than it needs to come
         back, so nothing starts in the step that preempts.
         """
-        running = self.running
+        if self._is_stale:
+            self._rebuild()
         block_size = self.blocks.block_size
-        position = 0
-        while position < len(running):
-            sequence = running[position]
-            position += 1
+        num_preemptions = self.num_preemptions_total
+        for sequence in self._decoding:
             num_computed = sequence.num_computed_tokens
-            if num_computed + 1 != len(sequence.token_ids):
-                continue
-            new_block_ids: list[int] = []
             if num_computed == len(sequence.block_ids) * block_size:
                 self._make_room(sequence)
                 if sequence.state is not SequenceState.RUNNING:
                     break
                 new_block_ids = self.blocks.allocate(1)
                 sequence.block_ids += new_block_ids
-            _put(schedule, sequence, 1, new_block_ids)
-            schedule.num_decode_tokens += 1
+                schedule.more_blocks.append(MoreBlocks(sequence.slot, new_block_ids))
+            sequence.num_computed_tokens = num_computed + 1
+            if num_computed + 2 >= sequence.max_len:  # it leaves after this step, whatever comes
+                self._is_stale = True
+        if self.num_preemptions_total > num_preemptions:
+            self._set_decoding([one for one in self._decoding if _is_running(one)])
+        schedule.decodes = self._decoding
+        schedule.num_tokens = len(self._decoding)
+
+    def _rebuild(self) -> None:
+        """Take in who joined; leave out who left or gets its last token from a step in flight."""
+        self._set_decoding(
+            [
+                one
+                for one in chain(self._decoding, self._joining)
+                if _is_running(one) and one.num_computed_tokens + 1 < one.max_len
+            ]
+        )
+        self._joining = []
+        self._is_stale = False
+
+    def _set_decoding(self, decoding: list[Sequence]) -> None:
+        self._decoding = decoding
+        self._decode_slots = array("i", [sequence.slot for sequence in decoding]).tobytes()
+        self._is_masked = any(sequence.matcher is not None for sequence in decoding)
 
     def _make_room(self, sequence: Sequence) -> None:
         """Preempt the youngest until a block is free or `sequence` itself was preempted."""
-        while self.blocks.num_free_blocks == 0 and sequence.state is SequenceState.RUNNING:
+        while self.blocks.num_free_blocks == 0 and _is_running(sequence):
             self._preempt_youngest()
 
     def _preempt_youngest(self) -> None:
@@ -139,25 +166,36 @@ class Scheduler:
         self.num_preemptions_total += 1
 
     def _release(self, sequence: Sequence) -> None:
-        self._released.append(sequence.seq_id)
+        self._released.append(sequence.slot)
+        self._free_slots.append(sequence.slot)
         self.blocks.free(sequence.block_ids)
+        sequence.slot = NO_SLOT
         sequence.block_ids = []
         sequence.num_computed_tokens = 0
+        self._is_stale = True
 
     def _schedule_prefills(self, schedule: Schedule, num_left: int) -> int:
         """Schedule the next chunk of each prompt already begun; returns the tokens left."""
-        for sequence in self.running:
-            num_missing = len(sequence.token_ids) - sequence.num_computed_tokens
-            if num_left == 0:
-                break
-            if num_missing > 1:
-                num_tokens = min(num_missing, num_left)
-                _put(schedule, sequence, num_tokens, [])
-                num_left -= num_tokens
+        begun, self._prefilling = self._prefilling, []
+        for sequence in begun:
+            if not _is_running(sequence):
+                continue
+            num_tokens = min(sequence.num_prefill_tokens - sequence.num_computed_tokens, num_left)
+            if num_tokens > 0:
+                schedule.add_chunk(sequence, num_tokens)
+            num_left -= num_tokens
+            self._sort_in(sequence)
         return num_left
 
+    def _sort_in(self, sequence: Sequence) -> None:
+        if sequence.num_computed_tokens < sequence.num_prefill_tokens:
+            self._prefilling.append(sequence)
+        else:
+            self._joining.append(sequence)
+            self._is_stale = True
+
     def _start_waiting(self, schedule: Schedule, num_left: int) -> None:
-        while num_left > 0 and self.waiting and len(self.running) < self.max_running_sequences:
+        while num_left > 0 and self.waiting and self._free_slots:
             sequence = self.waiting[0]
             if not self._has_room_for(sequence):
                 break
@@ -180,38 +218,44 @@ class Scheduler:
         if sequence.state is SequenceState.WAITING:
             self.num_prompt_tokens_total += sequence.num_prompt_tokens
         sequence.state = SequenceState.RUNNING
+        sequence.slot = self._free_slots.pop()
         sequence.block_ids = self.blocks.allocate(self.blocks.num_blocks_for(num_all))
-        sequence.num_known_tokens = num_all
+        sequence.num_prefill_tokens = num_all
         self.running.append(sequence)
-        schedule.step.new.append(
+        schedule.new.append(
             NewSequence(
-                sequence.seq_id,
+                sequence.slot,
                 list(sequence.token_ids),
                 sequence.num_prompt_tokens,
                 sequence.sampling,
+                list(sequence.block_ids),
             )
         )
         num_tokens = min(num_all, num_left)
-        _put(schedule, sequence, num_tokens, list(sequence.block_ids))
+        schedule.add_chunk(sequence, num_tokens)
+        self._sort_in(sequence)
         return num_tokens
 
-
-def _put(schedule: Schedule, sequence: Sequence, num_tokens: int, new_block_ids: list[int]) -> None:
-    num_computed = sequence.num_computed_tokens
-    token_ids = sequence.token_ids
-    is_sampled = num_computed + num_tokens == len(token_ids)
-    schedule.step.scheduled.append(
-        ScheduledSequence(
-            sequence.seq_id,
-            num_computed,
-            num_tokens,
-            token_ids[sequence.num_known_tokens :],
-            new_block_ids,
-            is_sampled,
+    def _step_input(self, schedule: Schedule) -> StepInput:
+        released, self._released = self._released, []
+        decode_token_ids = b""
+        if schedule.decodes and not self._has_lookahead:
+            decode_token_ids = array("i", [one.token_ids[-1] for one in schedule.decodes]).tobytes()
+        schedule.wants_masks = self._is_masked or any(
+            one.matcher is not None for one in schedule.sampled
         )
-    )
-    sequence.num_known_tokens = len(token_ids)
-    sequence.num_computed_tokens = num_computed + num_tokens
-    schedule.num_tokens += num_tokens
-    if is_sampled:
-        schedule.sampled.append(sequence)
+        self.num_steps_total += 1
+        return StepInput(
+            self.num_steps_total - 1,
+            released,
+            schedule.new,
+            schedule.more_blocks,
+            self._decode_slots if schedule.decodes else b"",
+            decode_token_ids,
+            schedule.chunks,
+            schedule.wants_masks,
+        )
+
+
+def _is_running(sequence: Sequence) -> bool:
+    return sequence.state is SequenceState.RUNNING

@@ -13,6 +13,8 @@ from serve.messages import FinishReason, SamplingParams
 
 from .grammar import Matcher
 
+NO_SLOT = -1
+
 
 class SequenceState(Enum):
     """`WAITING` was never started, `PREEMPTED` waits again; both are in the waiting queue."""
@@ -26,8 +28,9 @@ class SequenceState(Enum):
 class Sequence:
     """Prompt and output in one list, with the KV blocks that hold its first computed tokens.
 
-    `token_ids[:num_computed_tokens]` are in the KV cache; `token_ids[:num_known_tokens]` are
-    known to the runner while it runs. `index` is the choice index within the request.
+    The first `num_computed_tokens` are in the KV cache, or will be once the steps that were started
+    are over; the first `num_prefill_tokens` were known when it started, so that those behind them
+    are decoded one by one. `index` is the choice index within the request.
     """
 
     __slots__ = (
@@ -36,10 +39,11 @@ class Sequence:
         "matcher",
         "max_len",
         "num_computed_tokens",
-        "num_known_tokens",
+        "num_prefill_tokens",
         "num_prompt_tokens",
         "sampling",
         "seq_id",
+        "slot",
         "state",
         "stop_ids",
         "stream_id",
@@ -69,9 +73,10 @@ class Sequence:
         self.stop_ids = stop_ids
         self.matcher = matcher
         self.state = SequenceState.WAITING
+        self.slot = NO_SLOT
         self.block_ids: list[int] = []
         self.num_computed_tokens = 0
-        self.num_known_tokens = 0
+        self.num_prefill_tokens = 0
 
     @property
     def is_finished(self) -> bool:
@@ -96,19 +101,15 @@ class Sequence:
         for position in range(self.num_prompt_tokens, len(self.token_ids)):
             if self.matcher is not None:
                 self.matcher.watch(self.max_len - position)
-            reason = self._finish_reason_after(self.token_ids[position])
+            reason = self.finish_reason_after(self.token_ids[position])
         return reason
 
-    def append(self, token_id: int) -> FinishReason | None:
-        """Take a sampled token; the reason if it was the last.
+    def finish_reason_after(self, token_id: int) -> FinishReason | None:
+        """The reason if `token_id`, which was just appended, is the last.
 
         Raises:
             GrammarError: the grammar does not allow `token_id`.
         """
-        self.token_ids.append(token_id)
-        return self._finish_reason_after(token_id)
-
-    def _finish_reason_after(self, token_id: int) -> FinishReason | None:
         matcher = self.matcher
         if token_id in self.stop_ids or (matcher is not None and matcher.consume(token_id)):
             return "length" if matcher is not None and matcher.is_closing else "stop"

@@ -12,6 +12,7 @@ class EngineSettings:
     `max_step_s` is the length of a step, in seconds, that the token budget aims to stay under;
     `max_waiting_tokens` counts tokens still to compute of waiting sequences; `max_model_len` is
     prompt plus answer, in tokens; `eos_token_ids` end a sequence unless it ignores them.
+    `lookahead` starts each step before the tokens of the one before it are known.
     """
 
     max_running_sequences: int
@@ -23,6 +24,7 @@ class EngineSettings:
     num_total_blocks: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    lookahead: bool = False
 
     @property
     def num_slots(self) -> int:

@@ -1,6 +1,7 @@
-"""The engine thread of rank 0: empty the inbox, take a step, hand over what came out.
+"""The engine thread of rank 0: empty the inbox, start a step, hand over what the last one made.
 
 The only thread that touches the engine. Sockets are the I/O loop's; this loop never waits for one.
+Requests and aborts are taken between steps; telling is done while a step runs.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import sys
 import time
 
-from serve.engine.engine import Engine, StepResult
+from serve.engine.engine import Engine
+from serve.engine.ledger import StepResult
 from serve.errors import ShoalError
 from serve.messages import Add, Admitted, Drop, Load, LoadReport, Refused, Summary
 from serve.shards.control import ControlLink
@@ -47,12 +49,15 @@ class EngineLoop:
         while not inbox.is_closed:
             if not engine.has_work:
                 inbox.wait()
-            for order in inbox.take_all():
-                self._obey(order)
-            if engine.has_work:
-                self._publish(engine.step())
-            else:
-                self._publish(StepResult([], []))
+            self._take_orders()
+            engine.start_step()
+            self._publish(engine.take_result())
+            self._take_orders()  # admission, too, is best done while a step runs
+            engine.finish_step()
+
+    def _take_orders(self) -> None:
+        for order in self._inbox.take_all():
+            self._obey(order)
 
     def _obey(self, order: Add | Drop) -> None:
         if isinstance(order, Add):

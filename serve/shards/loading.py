@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,11 @@ import numpy as np
 
 from serve.checkpoint import count_real_tokens, read_eos_token_ids
 from serve.config import ModelConfig
-from serve.engine.engine import Engine, Runner
+from serve.engine.engine import Engine
 from serve.engine.grammar import GrammarCompiler
+from serve.engine.protocol import PendingOutput, Runner
 from serve.engine.settings import EngineSettings
-from serve.messages import NewSequence, SamplingParams, ScheduledSequence, StepInput, StepOutput
+from serve.messages import Chunk, NewSequence, SamplingParams, StepInput, StepOutput
 from serve.shards.spec import ShardSpec
 from serve.testing.stand_in import StandInRunner
 from serve.transport.address import Address, listen_blocking
@@ -48,9 +50,12 @@ class _GroupRunner:
         self._runner = runner
         self._sender = sender
 
-    def execute(self, step: StepInput, masks: Mapping[int, np.ndarray]) -> StepOutput:
+    def start(self, step: StepInput) -> None:
         self._sender.send(step)
-        return self._runner.execute(step, masks)
+        self._runner.start(step)
+
+    def sample(self, masks: Mapping[int, np.ndarray]) -> PendingOutput:
+        return self._runner.sample(masks)
 
 
 @dataclass(slots=True)
@@ -97,17 +102,16 @@ class LoadedShard:
         Uses block 0, which is rewritten before anybody reads it.
         """
         began_s = time.monotonic()
-        runner = self._group_runner()
-        num_tokens = min(16, self.spec.model.engine.block_size)
-        prompt = list(range(num_tokens - 1))
+        block_size = self.spec.model.engine.block_size
+        num_tokens = max(1, min(16, block_size) - 1)
         params = SamplingParams(seed=0, max_tokens=2, temperature=0.0)
-        first = ScheduledSequence(_WARM_UP_ID, 0, num_tokens - 1, [], [0], True)
-        new = NewSequence(_WARM_UP_ID, prompt, num_tokens - 1, params)
-        output = runner.execute(StepInput(0, [], [new], [first]), {})
-        token_id = output.tokens[0].token_id
-        second = ScheduledSequence(_WARM_UP_ID, num_tokens - 1, 1, [token_id], [], True)
-        runner.execute(StepInput(0, [], [], [second]), {})
-        runner.execute(StepInput(0, [_WARM_UP_ID], [], []), {})
+        new = NewSequence(0, list(range(num_tokens)), num_tokens, params, [0])
+        chunk = Chunk(0, 0, num_tokens, True)
+        first = self._run_step(StepInput(0, [], [new], [], b"", b"", [chunk]))
+        if num_tokens < block_size:
+            slots, token_ids = array("i", [0]).tobytes(), array("i", first.token_ids).tobytes()
+            self._run_step(StepInput(1, [], [], [], slots, token_ids, []))
+        self._run_step(StepInput(2, [0], [], [], b"", b"", []))
         self.phases_s["warm_up"] = time.monotonic() - began_s
 
     def make_engine(self) -> Engine:
@@ -124,6 +128,7 @@ class LoadedShard:
             num_total_blocks=self.num_total_blocks,
             max_model_len=self.max_model_len,
             eos_token_ids=read_eos_token_ids(_folder(model)),
+            lookahead=self.spec.hardware.device == "cuda",
         )
         return Engine(self._group_runner(), settings, grammars=self._grammars())
 
@@ -131,7 +136,13 @@ class LoadedShard:
         """Other ranks: take part in every step until rank 0 closes the channel."""
         assert isinstance(self.channel, StepReceiver)
         for step in self.channel.steps():
-            self.runner.execute(step, {})
+            self.runner.start(step)
+            self.runner.sample({})
+
+    def _run_step(self, step: StepInput) -> StepOutput:
+        runner = self._group_runner()
+        runner.start(step)
+        return runner.sample({}).result()
 
     def _group_runner(self) -> Runner:
         assert isinstance(self.channel, StepSender)
@@ -145,9 +156,6 @@ class LoadedShard:
             num_real_tokens=count_real_tokens(folder),
             vocab_size=self.vocab_size,
         )
-
-
-_WARM_UP_ID = -1
 
 
 def _connect(

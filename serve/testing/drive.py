@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.engine.engine import Engine, StepResult
+from serve.engine.engine import Engine
+from serve.engine.ledger import StepResult
 from serve.errors import ErrorInfo
 from serve.messages import (
     FinishReason,

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.engine.engine import Engine, Runner
+from serve.engine.engine import Engine
 from serve.engine.grammar import GrammarCompiler
+from serve.engine.protocol import Runner
 from serve.engine.settings import EngineSettings
-from serve.messages import NewSequence, SampledToken
-from serve.testing.slot_runner import SlotRunner, choose_by_hash
+from serve.messages import NewSequence
+from serve.testing.slot_runner import Chosen, SlotRunner, choose_by_hash
 
 DEFAULTS: dict[str, Any] = {
     "max_running_sequences": 16,
@@ -27,10 +28,10 @@ DEFAULTS: dict[str, Any] = {
 MakeEngine = Callable[..., Engine]
 
 
-def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> SampledToken:
+def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> Chosen:
     """By hash; where the prompt starts with 9, end of sequence as the third token."""
     if token_ids[0] == 9 and len(token_ids) == new.num_prompt_tokens + 2:
-        return SampledToken(new.seq_id, 1)
+        return Chosen(1)
     return choose_by_hash(new, token_ids, mask)
 
 

@@ -7,9 +7,15 @@ import pytest
 
 from serve.engine.engine import Engine
 from serve.errors import ErrorInfo
-from serve.messages import NewSequence, SampledToken, StepInput, StepOutput
+from serve.messages import NewSequence
 from serve.testing.drive import Receiver, generate_request, run
-from serve.testing.slot_runner import SlotRunner, choose_by_hash, hash_tokens
+from serve.testing.slot_runner import (
+    Chosen,
+    FinishedOutput,
+    SlotRunner,
+    choose_by_hash,
+    hash_tokens,
+)
 from serve.testing.stand_in import StandInRunner
 
 MakeEngine = Callable[..., Engine]
@@ -31,10 +37,10 @@ def test_a_summary_tells_when_the_first_token_came_and_how_long_it_took(
     now_s = 0.0
 
     class Slow(SlotRunner):
-        def execute(self, step: StepInput, masks: Mapping[int, np.ndarray]) -> StepOutput:
+        def sample(self, masks: Mapping[int, np.ndarray]) -> FinishedOutput:
             nonlocal now_s
             now_s += 1.0
-            return super().execute(step, masks)
+            return super().sample(masks)
 
     engine = make_engine(runner=Slow(64, 4, choose_by_hash), clock=lambda: now_s, token_budget=2)
     summary = run(engine, [generate_request(1, [5, 6, 7, 8], max_tokens=3)]).summaries[1]
@@ -177,10 +183,10 @@ def test_lost_runner_ends_every_request_with_the_error(make_engine: MakeEngine) 
 
 
 def test_poisoned_sequence_ends_alone(make_engine: MakeEngine) -> None:
-    def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> SampledToken:
+    def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> Chosen:
         is_poisoned = token_ids[0] == 3 and len(token_ids) == 6
         error = "The model's logits are not finite" if is_poisoned else None
-        return SampledToken(new.seq_id, 2 + hash_tokens(token_ids, 0) % 50, None, error)
+        return Chosen(2 + hash_tokens(token_ids, 0) % 50, None, error)
 
     receivers = [
         run(make_engine(runner=SlotRunner(64, 4, choose)), requests)
@@ -218,7 +224,7 @@ def test_load_counts_sequences_and_tokens(make_engine: MakeEngine) -> None:
 
 def test_stand_in_tokens_tell_stream_and_position(make_engine: MakeEngine) -> None:
     slept: list[float] = []
-    runner = StandInRunner(0.02, 64, 1000, sleep=slept.append)
+    runner = StandInRunner(0.02, 64, 1000, sleep=slept.append, clock=lambda: 0.0)
     engine = make_engine(runner=runner, eos_token_ids=(0,))
     requests = [generate_request(i, [i, 5, 6], seed=i, max_tokens=40) for i in range(1, 9)]
     crowded = run(engine, requests)

@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from serve.engine.engine import Engine
 from serve.engine.settings import EngineSettings
 from serve.errors import OverloadedError
-from serve.messages import GenerateRequest, NewSequence, SampledToken
+from serve.messages import GenerateRequest, NewSequence
 from serve.seeds import choice_seed
 from serve.testing.drive import Receiver, generate_request
-from serve.testing.slot_runner import SlotRunner, hash_tokens
+from serve.testing.slot_runner import Chosen, SlotRunner, hash_tokens
 
 EOS = 1
 BLOCK_SIZE = 2
@@ -29,10 +29,10 @@ def next_token(token_ids: list[int], seed: int) -> int | None:
     return None if number % 97 == 0 else 1 + number % 23
 
 
-def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> SampledToken:
+def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> Chosen:
     token_id = next_token(token_ids, new.sampling.seed)
     error = "poisoned" if token_id is None else None
-    return SampledToken(new.seq_id, token_id or 0, None, error)
+    return Chosen(token_id or 0, None, error)
 
 
 def undisturbed(prompt: list[int], seed: int, max_tokens: int) -> tuple[list[int], str]:

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from serve.engine.engine import Engine
 from serve.engine.grammar import GrammarCompiler
-from serve.messages import GenerateRequest, GrammarSpec, NewSequence, SampledToken
+from serve.messages import GenerateRequest, GrammarSpec, NewSequence
 from serve.runner.sampler import Sampler, SamplingRow
 from serve.testing.drive import Choice, generate_request, run
-from serve.testing.slot_runner import SlotRunner, hash_tokens
+from serve.testing.slot_runner import Choose, Chosen, SlotRunner, hash_tokens
 from serve.testing.tiny_tokenizer import make_tiny_tokenizer
 
 MakeEngine = Callable[..., Engine]
@@ -38,15 +37,16 @@ SCHEMA = {
 SPECS = [GrammarSpec("json_object"), GrammarSpec("json_schema", json.dumps(SCHEMA))]
 
 
-def choose_at_random() -> Callable[[NewSequence, list[int], np.ndarray | None], SampledToken]:
+def choose_at_random() -> Choose:
     sampler = Sampler(vocab_size=VOCAB_SIZE, num_real_tokens=NUM_REAL, eos_token_ids=(EOS,))
 
-    def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> SampledToken:
+    def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> Chosen:
         generator = np.random.default_rng(hash_tokens(token_ids, 0))
-        logits = torch.from_numpy(generator.normal(size=(1, VOCAB_SIZE)) * 3)
+        logits = (generator.normal(size=(1, VOCAB_SIZE)) * 3).astype(np.float32)
         num_prompt = new.num_prompt_tokens
-        row = SamplingRow(new.seq_id, new.sampling, token_ids[:num_prompt], token_ids[num_prompt:])
-        return sampler.sample(logits, [row], {} if mask is None else {new.seq_id: mask})[0]
+        row = SamplingRow(new.sampling, token_ids[:num_prompt], token_ids[num_prompt:], mask)
+        [sample] = sampler.sample(logits, [row])
+        return Chosen(sample.token_id, sample.logprobs, sample.error)
 
     return choose
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from serve.engine.engine import Engine
-from serve.messages import NewSequence, SampledToken
+from serve.messages import NewSequence
 from serve.runner.sampler import Sampler, SamplingRow
 from serve.testing.drive import Choice, generate_request, run
-from serve.testing.slot_runner import SlotRunner, hash_tokens
+from serve.testing.slot_runner import Chosen, SlotRunner, hash_tokens
 
 MakeEngine = Callable[..., Engine]
 VOCAB_SIZE = 300
@@ -27,12 +26,13 @@ KINDS: list[dict[str, Any]] = [
 def make_runner(num_total_blocks: int) -> SlotRunner:
     sampler = Sampler(vocab_size=VOCAB_SIZE, num_real_tokens=290, eos_token_ids=(1,))
 
-    def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> SampledToken:
+    def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> Chosen:
         generator = np.random.default_rng(hash_tokens(token_ids, 0))
-        logits = torch.from_numpy(generator.normal(size=(1, VOCAB_SIZE)) * 2)
+        logits = (generator.normal(size=(1, VOCAB_SIZE)) * 2).astype(np.float32)
         num_prompt = new.num_prompt_tokens
-        row = SamplingRow(new.seq_id, new.sampling, token_ids[:num_prompt], token_ids[num_prompt:])
-        return sampler.sample(logits, [row], {} if mask is None else {new.seq_id: mask})[0]
+        row = SamplingRow(new.sampling, token_ids[:num_prompt], token_ids[num_prompt:], mask)
+        [sample] = sampler.sample(logits, [row])
+        return Chosen(sample.token_id, sample.logprobs, sample.error)
 
     return SlotRunner(num_total_blocks, 4, choose)
 

@@ -1,12 +1,13 @@
 """Order, chunks and preemption."""
 
+from array import array
 from collections.abc import Callable
 
 import pytest
 
 from serve.engine.budget import TokenBudget
 from serve.engine.engine import Engine
-from serve.messages import StepInput, StepOutput
+from serve.messages import StepInput
 from serve.testing.drive import Receiver, generate_request, run
 from serve.testing.slot_runner import SlotRunner, choose_by_hash
 from serve.testing.stand_in import StandInRunner
@@ -21,9 +22,9 @@ class RecordingRunner(StandInRunner):
         super().__init__(0.0, num_total_blocks, 1000)
         self.steps: list[StepInput] = []
 
-    def execute(self, step, masks) -> StepOutput:
+    def start(self, step: StepInput) -> None:
         self.steps.append(step)
-        return super().execute(step, masks)
+        super().start(step)
 
 
 def test_prompt_is_computed_in_chunks_beside_decodes(make_engine: MakeEngine) -> None:
@@ -34,30 +35,34 @@ def test_prompt_is_computed_in_chunks_beside_decodes(make_engine: MakeEngine) ->
     engine.add(generate_request(2, [7] * 40, max_tokens=2))
     run(engine)
 
-    shares = [{s.seq_id: s.num_scheduled_tokens for s in step.scheduled} for step in runner.steps]
-    assert [share.get(2, 0) for share in shares[:6]] == [0, 15, 15, 10, 1, 0]
-    assert all(share[1] == 1 for share in shares[1:20])
-    is_sampled = [s.is_sampled for step in runner.steps for s in step.scheduled if s.seq_id == 2]
-    assert is_sampled == [False, False, True, True]
+    chunks = [chunk for step in runner.steps for chunk in step.chunks]
+    assert [(c.slot, c.num_computed_tokens, c.num_scheduled_tokens) for c in chunks] == [
+        (0, 0, 2),
+        (1, 0, 15),
+        (1, 15, 15),
+        (1, 30, 10),
+    ]
+    assert [chunk.is_sampled for chunk in chunks] == [True, False, False, True]
+    slots = [array("i", step.decodes).tolist() for step in runner.steps]
+    assert slots == [[], [0], [0], [0], [0, 1]] + [[0]] * 15
 
 
 def test_each_block_is_given_to_the_runner_once(make_engine: MakeEngine) -> None:
     runner = RecordingRunner(64)
     run(make_engine(runner=runner), [generate_request(1, [5] * 10, max_tokens=20)])
 
-    scheduled = [one for step in runner.steps for one in step.scheduled]
-    given = [block_id for one in scheduled for block_id in one.new_block_ids]
+    given = [i for step in runner.steps for one in step.new for i in one.block_ids]
+    given += [i for step in runner.steps for one in step.more_blocks for i in one.block_ids]
     assert len(given) == len(set(given)) == 8  # 29 slots of 4: the last token needs none
 
 
 def test_requests_start_in_order_of_arrival(make_engine: MakeEngine) -> None:
     runner = RecordingRunner(64)
     engine = make_engine(runner=runner, max_running_sequences=2)
-    run(engine, [generate_request(i, [5] * (1 + i % 3)) for i in range(9)])
+    run(engine, [generate_request(i, [5 + i] * (1 + i % 3)) for i in range(9)])
 
-    started = [new for step in runner.steps for new in step.new]
-    assert [new.seq_id for new in started] == sorted(new.seq_id for new in started)
-    assert [new.token_ids for new in started] == [[5] * (1 + i % 3) for i in range(9)]
+    started = [new.token_ids for step in runner.steps for new in step.new]
+    assert started == [[5 + i] * (1 + i % 3) for i in range(9)]
 
 
 def test_small_request_does_not_overtake_one_that_waits_for_blocks(
@@ -68,8 +73,8 @@ def test_small_request_does_not_overtake_one_that_waits_for_blocks(
     prompts = {1: [5] * 20, 2: [6] * 20, 3: [7]}
     run(engine, [generate_request(i, prompt, max_tokens=2) for i, prompt in prompts.items()])
 
-    assert [new.seq_id for step in runner.steps for new in step.new] == [1, 2, 3]
-    assert runner.steps[0].new[0].seq_id == 1
+    started = [new.token_ids for step in runner.steps for new in step.new]
+    assert started == [prompts[1], prompts[2], prompts[3]]
     assert len(runner.steps[0].new) == 1
 
 
