@@ -24,6 +24,7 @@ from serve.errors import CollectiveError
 from serve.kernels import abi
 from serve.model.tensor_parallel import Collectives, SingleRank
 
+from .shared_memory import SharedMemoryCollectives, share_memory
 from .tensor_collectives import Floats, TensorCollectives
 
 _HEADER = struct.Struct("<II")
@@ -45,6 +46,10 @@ def make_collectives(
     """
     if size == 1:
         return SingleRank()
+    peers = dict(enumerate(sockets, start=1 if rank == 0 else 0))
+    group = share_memory(rank, size, peers, timeout_s)
+    if group is not None:
+        return SharedMemoryCollectives(group, peers, timeout_s)
     return LoopbackCollectives(rank=rank, size=size, sockets=sockets, timeout_s=timeout_s)
 
 

@@ -117,9 +117,10 @@ void fail(shoal_group* group, uint32_t reason, int32_t rank) {
 }
 
 Seen look(uint32_t ticket, uint32_t target) {
-  if (ticket & kBroken) return Seen::kBreak;
-  // Tickets wrap around; ranks are never more than two pieces apart.
-  return static_cast<int32_t>(ticket - target) >= 0 ? Seen::kTicket : Seen::kNothing;
+  // Tickets wrap around; ranks are never more than two pieces apart. What a rank wrote before it left
+  // counts, so that a group can end with a collective.
+  if (static_cast<int32_t>(ticket - target) >= 0) return Seen::kTicket;
+  return ticket & kBroken ? Seen::kBreak : Seen::kNothing;
 }
 
 Seen sleep_until(shoal_group* group, int32_t rank, uint32_t target) {
@@ -143,7 +144,7 @@ Seen sleep_until(shoal_group* group, int32_t rank, uint32_t target) {
   return seen;
 }
 
-// Waits until a rank's ticket is at least target; false where the group is broken.
+// Waits until a rank's ticket is at least target; false where the group broke before.
 bool wait_for(shoal_group* group, int32_t rank, uint32_t target) {
   const std::atomic<uint32_t>& ticket = group->states[rank].ticket;
   Seen seen = look(ticket.load(), target);
