@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import psutil
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from serve.checkpoint import inspect_checkpoint
+import serve.demo
+from serve.checkpoint import Checkpoint, FileState, TensorLocation, inspect_checkpoint
+from serve.checkpoint.folder import ModelFolder
+from serve.checkpoint.header import read_header
 from serve.errors import CheckpointError
 from serve.model.qwen2 import Qwen2Model
 from serve.model.tensor_parallel import Collectives
-from serve.model.weights import Cut, TensorDestination, load, whole
+from serve.model.weights import PIECE_ROWS, Cut, TensorDestination, load, whole
 from serve.testing.ranks import run_ranks
 
 OPTIONS = {"num_heads": 28, "num_kv_heads": 4, "ffn": 128, "is_tied": False, "vocab_size": 256}
@@ -94,6 +106,123 @@ def test_a_file_that_changed_after_inspection_is_refused_by_name(
     (path / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: tensor .* cannot be read"):
         load(found, first.cuts())
+
+
+class _Watched:
+    """A destination that keeps nothing but what it was given, and does something at a row."""
+
+    num_bytes = 0
+
+    def __init__(self, shape: tuple[int, ...], at: Callable[[int], object] = bool) -> None:
+        self.shape = shape
+        self.rows: list[tuple[int, int]] = []
+        self._at = at
+
+    def fill(self, source: Tensor, first_row: int) -> bool:
+        self.rows.append((first_row, len(source)))
+        self._at(first_row)
+        return True
+
+
+@pytest.fixture(scope="module")
+def tall(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """One tensor of 256 MB, a hole on the disk, in a file of an odd header length."""
+    folder = tmp_path_factory.mktemp("tall")
+    shape = (1 << 20, 64)
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 1 << 28]}
+    header = json.dumps({"tall": entry}).encode()
+    with (folder / "tall.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + (1 << 28))
+        state = FileState.of(os.fstat(file.fileno()))
+    place = TensorLocation("tall.safetensors", "F32", shape, 8 + len(header))
+    some_shape = inspect_checkpoint(Path(serve.demo.__file__).parent).shape
+    return Checkpoint(folder, some_shape, {"tall": place}, {"tall.safetensors": state})
+
+
+def test_a_large_tensor_arrives_in_whole_panels_and_never_lies_in_memory(tall: Checkpoint):
+    process = psutil.Process()
+    sizes = [process.memory_info().rss]
+    into = _Watched((1 << 20, 64), lambda _: sizes.append(process.memory_info().rss))
+    assert load(tall, [whole("tall", into)]) == 1 << 28
+    assert [row for row, _ in into.rows] == [sum(size for _, size in into.rows[:index])
+                                             for index in range(len(into.rows))]  # fmt: skip
+    assert sum(size for _, size in into.rows) == 1 << 20
+    assert all(row % PIECE_ROWS == 0 for row, _ in into.rows)
+    assert max(sizes) - sizes[0] < 120e6
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: os.truncate(path, 1 << 27), "the file (ends before it|has changed)"),
+        (lambda path: os.utime(path, ns=(0, 0)), "the file has changed since its header was read"),
+    ],
+)
+def test_a_file_that_changes_while_it_is_read_is_refused_by_name(
+    tall: Checkpoint, change: Callable[[Path], object], reason: str
+):
+    path = tall.path / "tall.safetensors"
+    before = path.stat()
+    into = _Watched((1 << 20, 64), lambda row: change(path) if row == 0 else None)
+    try:
+        with pytest.raises(CheckpointError, match=f"tall.safetensors: tensor tall .* {reason}"):
+            load(tall, [whole("tall", into)])
+    finally:
+        os.truncate(path, before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_file_replaced_since_inspection_is_refused_by_name(
+    checkpoint: Callable[..., Path], tmp_path: Path
+):
+    path = Path(shutil.copytree(checkpoint(), tmp_path / "model"))
+    found = inspect_checkpoint(path)
+    shutil.copy2(path / "model.safetensors", tmp_path / "same")
+    (tmp_path / "same").replace(path / "model.safetensors")
+    norm = whole("model.norm.weight", _Watched((64,)))
+    with pytest.raises(CheckpointError, match="the file has changed"):
+        load(found, [norm])
+
+
+def test_pieces_come_in_the_order_of_the_files_and_each_files_bytes(
+    checkpoint: Callable[..., Path],
+):
+    found = inspect_checkpoint(checkpoint(max_shard_size="60KB", is_tied=False, num_layers=3))
+    seen: list[tuple[str, int]] = []
+    cuts = [
+        whole(name, _Watched(place.shape, lambda _, at=(place.file, place.start): seen.append(at)))
+        for name, place in sorted(found.tensors.items(), reverse=True)
+    ]
+    load(found, cuts)
+    assert seen == sorted((place.file, place.start) for place in found.tensors.values())
+    assert len({file for file, _ in seen}) > 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_any_cut_is_what_safetensors_own_reader_gives(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, dtype: torch.dtype
+):
+    folder = tmp_path_factory.mktemp("cut")
+    shape = data.draw(
+        st.tuples(st.integers(1, 600), st.integers(1, 9)) | st.tuples(st.integers(1, 600))
+    )
+    odd = {"odd": torch.zeros(3), "tensor": torch.randn(shape).to(dtype)}
+    save_file(odd, folder / "model.safetensors", metadata={"x": "y" * data.draw(st.integers(0, 8))})
+    ranges = tuple(tuple(sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size)))))
+                   for size in shape)  # fmt: skip
+    model_folder = ModelFolder(folder)
+    header = read_header(model_folder, "model.safetensors")
+    assert header is not None
+    shape_of_some = inspect_checkpoint(Path(serve.demo.__file__).parent).shape
+    found = Checkpoint(folder, shape_of_some, header.tensors, {"model.safetensors": header.state})
+    into = torch.empty([end - start for start, end in ranges])
+    with mock.patch("serve.model.weights._PIECE_BYTES", 1 << 10):
+        load(found, [Cut("tensor", ranges, TensorDestination(into))])
+    with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
+        expected = file.get_slice("tensor")[tuple(slice(*limits) for limits in ranges)]
+    assert torch.equal(into, expected.float())
 
 
 def test_float16_and_bfloat16_checkpoints_are_widened_exactly(
