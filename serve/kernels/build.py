@@ -31,7 +31,7 @@ _FLAGS = [
 _AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 _AVX512 = [
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-mf16c"),
-    "-Wno-uninitialized",  # GCC 12 warns of its own header
+    *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # GCC 12 warns of its own header
 ]
 
 ISA_FLAGS: Mapping[str, Sequence[str]] = {

@@ -27,6 +27,13 @@ inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }  // a * b + c
+
+// fma(x, w, acc) in the register of acc: left to itself, the compiler moves long tiles of sums about.
+inline Vec add_product(Vec acc, Vec x, Vec w) {
+  asm("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(x), "x"(w));
+  return acc;
+}
+
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 
