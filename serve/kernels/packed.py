@@ -1,0 +1,118 @@
+"""A weight packed for the native kernels: the only copy there is.
+
+Not a tensor: only the kernels read it. The one decision behind it: memory comes from the system in
+huge pages where they are to be had, because a step reads every weight once and pays for each small
+page it enters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import torch
+from torch import Tensor
+
+from . import abi
+from .native import Pool
+
+_HUGE_PAGE_BYTES = 2 << 20
+
+_DTYPES = {torch.float32: abi.F32, torch.bfloat16: abi.BF16, torch.float16: abi.F16}
+
+
+class AlignedMemory:
+    """Zeroed memory from a boundary of a huge page on, given back with this object.
+
+    Pages are taken as they are first written.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        # Private: shared memory gets no huge pages.
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._map = mmap.mmap(-1, max(1, num_bytes) + _HUGE_PAGE_BYTES, flags=private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._advise_huge_pages()
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        self.address = -(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+
+    def _advise_huge_pages(self) -> None:
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a system without huge pages: small ones serve, slower
+            return
+
+
+class PackedMatrix:
+    """A weight [num_outputs, num_inputs] in panels, float32 or bfloat16.
+
+    Args:
+        pool: whose library's panel width decides the layout; its threads pack.
+        dtype: of the packed values.
+        num_outputs: as computed; filled up to whole panels.
+        bias: float32, one value for each output of a whole number of panels; kept alive here.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        dtype: torch.dtype,
+        num_outputs: int,
+        *,
+        num_inputs: int,
+        bias: Tensor | None = None,
+    ) -> None:
+        self.panel_width = pool.library.panel_width
+        self.num_panels = -(-num_outputs // self.panel_width)
+        self.num_inputs = num_inputs
+        self.dtype = dtype
+        self.bias = bias
+        self._pool = pool
+        width = self.num_panels * self.panel_width
+        if bias is not None and (bias.shape != (width,) or bias.dtype != torch.float32):
+            raise ValueError(f"bias must be float32 [{width}], got {bias.dtype} {[*bias.shape]}")
+        self.num_bytes: int = pool.library.functions.shoal_packed_bytes(
+            _DTYPES[dtype], width, num_inputs
+        )
+        self._memory = AlignedMemory(self.num_bytes)
+        self.struct = abi.Matrix(
+            panels=self._memory.address,
+            bias=None if bias is None else bias.data_ptr(),
+            num_outputs=width,
+            num_inputs=num_inputs,
+            dtype=_DTYPES[dtype],
+        )
+
+    def fill_rows(self, first_panel: int, panel_step: int, source: Tensor) -> bool:
+        """Pack rows of `source` into panels `first_panel`, `first_panel + panel_step`, ...
+
+        Args:
+            first_panel: where the first `panel_width` rows go.
+            panel_step: distance to where the next ones go.
+            source: float32, bfloat16 or float16 [num_rows, num_inputs]; rows may be strided. The
+                last panel that it reaches is filled up with zeros.
+
+        Returns:
+            False where a value is not finite.
+        """
+        num_rows, num_inputs = source.shape
+        last = first_panel + (-(-num_rows // self.panel_width) - 1) * panel_step
+        if num_inputs != self.num_inputs or not 0 <= first_panel <= last < self.num_panels:
+            raise ValueError(f"{[*source.shape]} does not fit panels {first_panel} to {last}")
+        if source.stride(1) != 1:
+            source = source.contiguous()
+        return bool(
+            self._pool.library.functions.shoal_pack(
+                self._pool.handle,
+                self._memory.address,
+                _DTYPES[self.dtype],
+                self.num_inputs,
+                first_panel,
+                panel_step,
+                source.data_ptr(),
+                _DTYPES[source.dtype],
+                num_rows,
+                source.stride(0),
+            )
+        )
