@@ -185,7 +185,11 @@ class StepOutput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):
-    """A replica's load after a step. Totals count since the shards started."""
+    """A replica's load after a step. Totals count since the shards started.
+
+    A block is free, used by a sequence, or cached; `num_cache_query_tokens_total` are tokens looked
+    up in the prefix cache, `num_cache_hit_tokens_total` those that need not be computed.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -196,6 +200,10 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     num_generation_tokens_total: int = 0
     num_preemptions_total: int = 0
     num_steps_total: int = 0
+    num_cached_blocks: int = 0
+    num_evicted_blocks_total: int = 0
+    num_cache_query_tokens_total: int = 0
+    num_cache_hit_tokens_total: int = 0
 
 
 class Prediction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,7 +229,8 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of one choice of one stream.
 
     `start` is the output position of the first of them. Exactly one delta of a choice has a
-    `finish_reason`, its last; with "error", `error` says why.
+    `finish_reason`, its last; with "error", `error` says why. `num_cached_tokens` of the prompt
+    were in the prefix cache: said once a prompt, with the first token of its first choice.
     """
 
     stream_id: int
@@ -231,6 +240,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TopLogprobs] | None = None
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
+    num_cached_tokens: int = 0
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):

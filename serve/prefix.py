@@ -1,7 +1,7 @@
 """Chained hashes of a prompt's blocks: two prompts share a hash exactly where they share a prefix.
 
 Not a cache: the block manager keys its blocks by these, the router its prefix index. The ingress
-computes them once a request, so that no other process hashes tokens again.
+computes them once a request, so that no other process hashes a prompt again.
 """
 
 from __future__ import annotations
@@ -10,18 +10,34 @@ import hashlib
 from array import array
 
 HASH_BLOCK_TOKENS = 16
+HASH_BYTES = 16
 
 
-def hash_blocks(token_ids: list[int], *, namespace: bytes = b"") -> list[bytes]:
+def hash_blocks(
+    token_ids: list[int], *, namespace: bytes = b"", num_block_tokens: int = HASH_BLOCK_TOKENS
+) -> list[bytes]:
     """Hashes (16 bytes each) of the full blocks of `token_ids`, each chained to the one before.
 
     `namespace` separates API keys: equal tokens under two namespaces share no hash.
     """
     tokens = array("I", token_ids)
-    parent = hashlib.blake2b(namespace, digest_size=16, person=b"shoal-prefix").digest()
+    parent = root_hash(namespace)
     hashes = []
-    for end in range(HASH_BLOCK_TOKENS, len(tokens) + 1, HASH_BLOCK_TOKENS):
-        block = tokens[end - HASH_BLOCK_TOKENS : end].tobytes()
-        parent = hashlib.blake2b(parent + block, digest_size=16).digest()
+    for end in range(num_block_tokens, len(tokens) + 1, num_block_tokens):
+        parent = _chain(parent, tokens[end - num_block_tokens : end])
         hashes.append(parent)
     return hashes
+
+
+def root_hash(namespace: bytes) -> bytes:
+    """What the first block of a namespace is chained to."""
+    return hashlib.blake2b(namespace, digest_size=HASH_BYTES, person=b"shoal-prefix").digest()
+
+
+def next_hash(parent: bytes, token_ids: list[int]) -> bytes:
+    """The hash of one more block, `token_ids`, behind the block whose hash is `parent`."""
+    return _chain(parent, array("I", token_ids))
+
+
+def _chain(parent: bytes, tokens: array[int]) -> bytes:
+    return hashlib.blake2b(parent + tokens.tobytes(), digest_size=HASH_BYTES).digest()

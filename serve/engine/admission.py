@@ -16,6 +16,7 @@ from serve.messages import GenerateRequest, GrammarSpec, Prompt, SamplingParams
 from serve.seeds import choice_seed
 
 from .grammar import GrammarCompiler, Matcher
+from .prefix_keys import PrefixKeys
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .settings import EngineSettings
@@ -99,7 +100,17 @@ class Admission:
             ),
             stop_ids=frozenset((*eos_ids, *sampling.stop_token_ids)),
             matcher=self._compile(sampling.grammar),
+            keys=self._keys(request, prompt),
         )
+
+    def _keys(self, request: GenerateRequest, prompt: Prompt) -> PrefixKeys | None:
+        """Without a cache, only the choices of one prompt share blocks, while they run."""
+        namespace = request.namespace
+        if not self._settings.prefix_cache:
+            if request.n == 1:
+                return None
+            namespace = request.stream.stream_id.to_bytes(8, "little")
+        return PrefixKeys(prompt, namespace=namespace, block_size=self._settings.block_size)
 
     def _compile(self, spec: GrammarSpec | None) -> Matcher | None:
         if spec is None:
@@ -130,7 +141,7 @@ def _check_prompt(prompt: Prompt, settings: EngineSettings) -> None:
 def _left_over(scheduler: Scheduler, sequences: list[Sequence]) -> Iterator[Sequence]:
     """Those of the waiting sequences and `sequences` that free places and blocks do not hold."""
     num_places = scheduler.max_running_sequences - len(scheduler.running)
-    num_blocks = scheduler.blocks.num_free_blocks
+    num_blocks = scheduler.blocks.num_available_blocks
     for sequence in chain(scheduler.waiting, sequences):
         num_places -= 1
         num_blocks -= scheduler.blocks.num_blocks_for(len(sequence.token_ids))

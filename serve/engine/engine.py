@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -82,6 +83,7 @@ class Engine:
             self._admission.check_bounds(self._scheduler, unfinished)
         num_prompt_tokens = sum(len(prompt.token_ids) for prompt in request.prompts)
         self._ledger.open(request.stream.stream_id, sequences, num_prompt_tokens)
+        _link_siblings(unfinished, request.n)
         for sequence, reason in zip(sequences, reasons, strict=True):
             if reason is None:
                 self._scheduler.add(sequence)
@@ -160,6 +162,10 @@ class Engine:
             num_generation_tokens_total=self._num_generation_tokens,
             num_preemptions_total=scheduler.num_preemptions_total,
             num_steps_total=scheduler.num_steps_total,
+            num_cached_blocks=scheduler.blocks.num_cached_blocks,
+            num_evicted_blocks_total=scheduler.blocks.num_evicted_total,
+            num_cache_query_tokens_total=scheduler.num_cache_query_tokens_total,
+            num_cache_hit_tokens_total=scheduler.num_cache_hit_tokens_total,
         )
 
     def check_integrity(self) -> None:
@@ -181,6 +187,10 @@ class Engine:
         assert step.pending is not None
         output = step.pending.result()
         self._observe(step)
+        scheduler, block_size = self._scheduler, self._scheduler.blocks.block_size
+        for sequence, num_computed in step.schedule.computed:
+            if sequence.state is SequenceState.RUNNING:
+                scheduler.publish(sequence, num_computed)
         rows = step.schedule.rows
         made = self._made = Made(rows, output, self._advanced_s)
         errors, running = output.errors, SequenceState.RUNNING
@@ -189,6 +199,8 @@ class Engine:
                 self._advance_odd(made, row)
                 continue
             token_ids = sequence.token_ids
+            if len(token_ids) % block_size == 0:
+                scheduler.publish(sequence, len(token_ids))
             token_ids.append(token_id)
             if (
                 token_id in sequence.stop_ids
@@ -226,7 +238,7 @@ class Engine:
     def _fail(self, made: Made, row: int, error: ErrorInfo) -> None:
         made.ends[row] = ("error", error)
         self._num_generation_tokens -= 1
-        self._scheduler.remove(made.rows[row])
+        self._scheduler.remove(made.rows[row], is_sound=False)
 
     def _observe(self, step: _Step) -> None:
         now_s = self._clock()
@@ -245,6 +257,13 @@ class Engine:
     def _end(self, sequence: Sequence, reason: FinishReason, error: ErrorInfo | None) -> None:
         self._scheduler.remove(sequence)
         self._ledger.end(sequence, reason, error)
+
+
+def _link_siblings(sequences: list[Sequence], n: int) -> None:
+    """Let each choice of a prompt wait until the one before it has computed the prompt."""
+    for before, sequence in pairwise(sequences):
+        if before.index // n == sequence.index // n:
+            sequence.sibling = before
 
 
 def _masks(schedule: Schedule) -> dict[int, np.ndarray]:

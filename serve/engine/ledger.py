@@ -104,7 +104,9 @@ class Ledger:
                 self.end(sequence, "error", error)
                 continue
             position = sequence.num_output_tokens - 1
+            num_cached_tokens = 0
             if position == 0:
+                num_cached_tokens = sequence.num_cached_tokens
                 self._note_first_token(self._requests[sequence.stream_id], made.at_s)
             self._deltas.append(
                 TokenDelta(
@@ -114,6 +116,7 @@ class Ledger:
                     [token_ids[row]],
                     [logprobs[row]] if row in logprobs else None,
                     reason,
+                    num_cached_tokens=num_cached_tokens,
                 )
             )
             if reason is not None:

@@ -31,13 +31,17 @@ class Scheduler:
     """Owns the waiting queue, the running list, the slots and the KV blocks."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.blocks = BlockManager(settings.num_total_blocks, settings.block_size)
+        self.blocks = BlockManager(
+            settings.num_total_blocks, settings.block_size, has_cache=settings.prefix_cache
+        )
         self.budget = TokenBudget(settings.token_budget, settings.max_step_s)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.max_running_sequences = min(settings.max_running_sequences, settings.token_budget)
         self.num_waiting_tokens = 0
         self.num_prompt_tokens_total = 0
+        self.num_cache_query_tokens_total = 0
+        self.num_cache_hit_tokens_total = 0
         self.num_preemptions_total = 0
         self.num_steps_total = 0
         self._has_lookahead = settings.lookahead
@@ -55,11 +59,14 @@ class Scheduler:
         self.waiting.append(sequence)
         self.num_waiting_tokens += len(sequence.token_ids)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Finish a sequence in any state; its blocks are free when this returns."""
+    def remove(self, sequence: Sequence, *, is_sound: bool = True) -> None:
+        """Finish a sequence in any state; its blocks are given back when this returns.
+
+        What one that is not sound computed alone is not kept in the cache.
+        """
         if sequence.state is SequenceState.RUNNING:
             self.running.remove(sequence)
-            self._release(sequence)
+            self._release(sequence, is_sound=is_sound)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
             self.num_waiting_tokens -= len(sequence.token_ids)
@@ -69,6 +76,19 @@ class Scheduler:
         """Append the token of a step in which `sequence` took part before it was preempted."""
         sequence.token_ids.append(token_id)
         self.num_waiting_tokens += 1
+
+    def publish(self, sequence: Sequence, num_computed: int) -> None:
+        """Let others share the full blocks of the first `num_computed` tokens from now on."""
+        if sequence.keys is None:
+            return
+        block_ids = sequence.block_ids
+        for position in range(
+            sequence.num_published_blocks, num_computed // self.blocks.block_size
+        ):
+            key = sequence.keys.key(position, sequence.token_ids)
+            parent_id = block_ids[position - 1] if position else None
+            self.blocks.publish(block_ids[position], key, parent_id=parent_id)
+            sequence.num_published_blocks += 1
 
     def schedule(self) -> tuple[Schedule, StepInput] | None:
         """The next step, or None where nothing can take part in one.
@@ -105,7 +125,7 @@ class Scheduler:
             assert sequence.state in (SequenceState.WAITING, SequenceState.PREEMPTED)
             assert sequence.slot == NO_SLOT
             assert not sequence.block_ids
-            assert sequence.num_computed_tokens == 0
+            assert sequence.num_computed_tokens == sequence.num_published_blocks == 0
 
     def _schedule_decodes(self, schedule: Schedule) -> None:
         """Schedule the next token of each sequence that decodes, oldest first.
@@ -154,7 +174,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence) -> None:
         """Preempt the youngest until a block is free or `sequence` itself was preempted."""
-        while self.blocks.num_free_blocks == 0 and _is_running(sequence):
+        while self.blocks.num_available_blocks == 0 and _is_running(sequence):
             self._preempt_youngest()
 
     def _preempt_youngest(self) -> None:
@@ -165,13 +185,13 @@ class Scheduler:
         self.num_waiting_tokens += len(sequence.token_ids)
         self.num_preemptions_total += 1
 
-    def _release(self, sequence: Sequence) -> None:
+    def _release(self, sequence: Sequence, *, is_sound: bool = True) -> None:
         self._released.append(sequence.slot)
         self._free_slots.append(sequence.slot)
-        self.blocks.free(sequence.block_ids)
+        self.blocks.free(sequence.block_ids, is_kept=is_sound)
         sequence.slot = NO_SLOT
         sequence.block_ids = []
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_published_blocks = 0
         self._is_stale = True
 
     def _schedule_prefills(self, schedule: Schedule, num_left: int) -> int:
@@ -197,29 +217,60 @@ class Scheduler:
     def _start_waiting(self, schedule: Schedule, num_left: int) -> None:
         while num_left > 0 and self.waiting and self._free_slots:
             sequence = self.waiting[0]
-            if not self._has_room_for(sequence):
+            if self._waits_for_sibling(sequence):
+                break
+            shared = self._find_room(sequence)
+            if shared is None:
                 break
             self.waiting.popleft()
-            num_left -= self._start(schedule, sequence, num_left)
+            num_left -= self._start(schedule, sequence, shared, num_left)
 
-    def _has_room_for(self, sequence: Sequence) -> bool:
-        """Whether to start `sequence` now: blocks for all its tokens, and some to grow into.
+    def _waits_for_sibling(self, sequence: Sequence) -> bool:
+        """Whether another choice is about to compute the prompt's blocks for this one too."""
+        sibling = sequence.sibling
+        return (
+            sibling is not None
+            and _is_running(sibling)
+            and sibling.num_published_blocks < self._num_shareable(sequence.num_prompt_tokens)
+        )
 
-        A block to grow into for every running sequence halves the preemptions of a full pool, for
-        2 to 6 % more steps (simulated: 64 clients, room for 3 to 5).
+    def _find_room(self, sequence: Sequence) -> list[int] | None:
+        """Blocks that `sequence` shares if it starts now; None where the others have no room.
+
+        There must be blocks for all its tokens, and some to grow into: a block for every running
+        sequence halves the preemptions of a full pool, for 2 to 6 % more steps (simulated: 64
+        clients, room for 3 to 5).
         """
-        num_spare = self.blocks.num_free_blocks
-        num_spare -= self.blocks.num_blocks_for(len(sequence.token_ids))
-        return num_spare >= len(self.running)
+        num_tokens = len(sequence.token_ids)
+        shared: list[int] = []
+        num_cached = 0
+        if sequence.keys is not None:
+            num_shareable = self._num_shareable(num_tokens)
+            keys = sequence.keys.first(num_shareable, sequence.token_ids)
+            shared, num_cached = self.blocks.find(keys)
+        num_spare = self.blocks.num_available_blocks - num_cached
+        num_spare -= self.blocks.num_blocks_for(num_tokens) - len(shared)
+        return shared if num_spare >= len(self.running) else None
 
-    def _start(self, schedule: Schedule, sequence: Sequence, num_left: int) -> int:
+    def _num_shareable(self, num_tokens: int) -> int:
+        """Full blocks before the last token, which is computed in any case: it is sampled."""
+        return (num_tokens - 1) // self.blocks.block_size
+
+    def _start(
+        self, schedule: Schedule, sequence: Sequence, shared: list[int], num_left: int
+    ) -> int:
         num_all = len(sequence.token_ids)
+        num_shared = len(shared) * self.blocks.block_size
         self.num_waiting_tokens -= num_all
         if sequence.state is SequenceState.WAITING:
-            self.num_prompt_tokens_total += sequence.num_prompt_tokens
+            self._count_start(sequence, num_shared)
         sequence.state = SequenceState.RUNNING
         sequence.slot = self._free_slots.pop()
-        sequence.block_ids = self.blocks.allocate(self.blocks.num_blocks_for(num_all))
+        self.blocks.share(shared)
+        num_new_blocks = self.blocks.num_blocks_for(num_all) - len(shared)
+        sequence.block_ids = shared + self.blocks.allocate(num_new_blocks)
+        sequence.num_published_blocks = len(shared)
+        sequence.num_computed_tokens = num_shared
         sequence.num_prefill_tokens = num_all
         self.running.append(sequence)
         schedule.new.append(
@@ -231,10 +282,19 @@ class Scheduler:
                 list(sequence.block_ids),
             )
         )
-        num_tokens = min(num_all, num_left)
+        num_tokens = min(num_all - num_shared, num_left)
         schedule.add_chunk(sequence, num_tokens)
         self._sort_in(sequence)
         return num_tokens
+
+    def _count_start(self, sequence: Sequence, num_shared: int) -> None:
+        self.num_prompt_tokens_total += sequence.num_prompt_tokens
+        if sequence.keys is not None:
+            self.num_cache_query_tokens_total += len(sequence.token_ids)
+            self.num_cache_hit_tokens_total += num_shared
+        if sequence.sibling is None:
+            sequence.num_cached_tokens = min(num_shared, sequence.num_prompt_tokens)
+        sequence.sibling = None
 
     def _step_input(self, schedule: Schedule) -> StepInput:
         released, self._released = self._released, []

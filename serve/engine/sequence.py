@@ -12,6 +12,7 @@ from enum import Enum
 from serve.messages import FinishReason, SamplingParams
 
 from .grammar import Matcher
+from .prefix_keys import PrefixKeys
 
 NO_SLOT = -1
 
@@ -30,19 +31,26 @@ class Sequence:
 
     The first `num_computed_tokens` are in the KV cache, or will be once the steps that were started
     are over; the first `num_prefill_tokens` were known when it started, so that those behind them
-    are decoded one by one. `index` is the choice index within the request.
+    are decoded one by one. `index` is the choice index within the request. `keys` name its full
+    blocks (None: it shares nothing), of which the first `num_published_blocks` can be found by
+    others. `sibling` is the choice of the same prompt before it, until it starts.
+    `num_cached_tokens` are those of the prompt that were not computed for this prompt.
     """
 
     __slots__ = (
         "block_ids",
         "index",
+        "keys",
         "matcher",
         "max_len",
+        "num_cached_tokens",
         "num_computed_tokens",
         "num_prefill_tokens",
         "num_prompt_tokens",
+        "num_published_blocks",
         "sampling",
         "seq_id",
+        "sibling",
         "slot",
         "state",
         "stop_ids",
@@ -62,6 +70,7 @@ class Sequence:
         max_len: int,
         stop_ids: frozenset[int],
         matcher: Matcher | None,
+        keys: PrefixKeys | None,
     ) -> None:
         self.seq_id = seq_id
         self.stream_id = stream_id
@@ -72,11 +81,15 @@ class Sequence:
         self.max_len = max_len
         self.stop_ids = stop_ids
         self.matcher = matcher
+        self.keys = keys
         self.state = SequenceState.WAITING
         self.slot = NO_SLOT
         self.block_ids: list[int] = []
         self.num_computed_tokens = 0
         self.num_prefill_tokens = 0
+        self.num_published_blocks = 0
+        self.num_cached_tokens = 0
+        self.sibling: Sequence | None = None
 
     @property
     def is_finished(self) -> bool:

@@ -12,7 +12,8 @@ class EngineSettings:
     `max_step_s` is the length of a step, in seconds, that the token budget aims to stay under;
     `max_waiting_tokens` counts tokens still to compute of waiting sequences; `max_model_len` is
     prompt plus answer, in tokens; `eos_token_ids` end a sequence unless it ignores them.
-    `lookahead` starts each step before the tokens of the one before it are known.
+    `lookahead` starts each step before the tokens of the one before it are known; `prefix_cache`
+    keeps the blocks of finished sequences for others that begin alike.
     """
 
     max_running_sequences: int
@@ -25,6 +26,7 @@ class EngineSettings:
     max_model_len: int
     eos_token_ids: tuple[int, ...]
     lookahead: bool = False
+    prefix_cache: bool = True
 
     @property
     def num_slots(self) -> int:

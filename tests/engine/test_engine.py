@@ -207,17 +207,17 @@ def test_poisoned_sequence_ends_alone(make_engine: MakeEngine) -> None:
 
 def test_load_counts_sequences_and_tokens(make_engine: MakeEngine) -> None:
     engine = make_engine(max_running_sequences=2)
-    engine.add(generate_request(1, [5] * 6, n=3))
+    engine.add(generate_request(1, [5] * 4, n=3))
     receiver = Receiver()
     receiver.take(engine.step())
     load = engine.load()
 
-    assert (load.num_running, load.num_waiting, load.num_waiting_tokens) == (2, 1, 6)
+    assert (load.num_running, load.num_waiting, load.num_waiting_tokens) == (2, 1, 4)
     assert load.num_total_blocks == 64
     while engine.has_work:
         receiver.take(engine.step())
     load = engine.load()
-    assert load.num_prompt_tokens_total == 18
+    assert load.num_prompt_tokens_total == 12
     assert load.num_generation_tokens_total == 24
     assert load.num_running == load.num_waiting == load.num_used_blocks == 0
 
