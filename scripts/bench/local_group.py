@@ -1,0 +1,152 @@
+"""Our engine over one model, without Ray: rank 0 in this process, every other rank in one of its own.
+
+The shards' own loading, channels and collectives, so that what is measured is what is served; only
+the actors and the token sockets around them are missing.
+"""
+
+from __future__ import annotations
+
+import pickle
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve.config import EngineConfig, HardwareConfig, ModelConfig
+from serve.engine.engine import Engine
+from serve.engine.ledger import StepResult
+from serve.messages import GenerateRequest, Prompt, SamplingParams, StreamAddress
+from serve.shards.loading import LoadedShard, group_listener
+from serve.shards.spec import ShardSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOptions:
+    """What a benchmark chooses; everything else is the product's default."""
+
+    folder: Path
+    num_ranks: int = 1
+    num_threads: int = 1
+    dtype: str = "bfloat16"
+    kernels: str = "auto"
+    kv_cache_tokens: int = 32_768
+    max_model_len: int = 32_768
+    max_running_sequences: int = 64
+
+
+class LocalGroup:
+    """A loaded engine. `close` (or leaving the context) ends the other ranks."""
+
+    def __init__(self, options: GroupOptions) -> None:
+        self.options = options
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-b-")
+        listener, address = None, ""
+        if options.num_ranks > 1:
+            listener, address = group_listener(self._folder.name, "127.0.0.1")
+        specs = _specs(options, self._folder.name)
+        self._others = [_start(spec, address) for spec in specs[1:]]
+        self.shard = _load(specs[0], listener, address)
+        self.shard.warm_up()
+        self.engine: Engine = self.shard.make_engine()
+        self._num_requests = 0
+
+    def __enter__(self) -> LocalGroup:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def kernels(self) -> str:
+        """Which kernels compute, in the runner's words."""
+        return str(getattr(self.shard.runner, "kernels", "torch"))
+
+    def add(
+        self, prompt: list[int], *, num_tokens: int, namespace: bytes = b"", **sampling: Any
+    ) -> int:
+        """Admit one greedy sequence that ends after `num_tokens`; returns its stream id."""
+        self._num_requests += 1
+        params = {"seed": 0, "temperature": 0.0, "ignore_eos": True, **sampling}
+        self.engine.add(
+            GenerateRequest(
+                request_id=f"b{self._num_requests}",
+                model="bench",
+                prompts=[Prompt(prompt)],
+                sampling=SamplingParams(max_tokens=num_tokens, **params),
+                namespace=namespace,
+                stream=StreamAddress("", b"", self._num_requests),
+            )
+        )
+        return self._num_requests
+
+    def run(self, on_result: Callable[[StepResult], None]) -> None:
+        """Step until the engine is empty, as the engine loop does; tell `on_result` of each step."""
+        engine = self.engine
+        while engine.has_work:
+            engine.start_step()
+            on_result(engine.take_result())
+            engine.finish_step()
+
+    def close(self) -> None:
+        """End every other rank, and leave nothing behind."""
+        close = getattr(self.shard.channel, "close", None)
+        if close is not None:
+            close()
+        for process in self._others:
+            process.terminate()
+            process.wait()
+        self._folder.cleanup()
+
+
+def _specs(options: GroupOptions, folder: str) -> list[ShardSpec]:
+    secret = secrets.token_bytes(16)
+    model = ModelConfig.model_validate(
+        {
+            "name": "bench",
+            "path": options.folder,
+            "tensor_parallel": options.num_ranks,
+            "dtype": options.dtype,
+            "max_model_len": options.max_model_len,
+            "yarn": False,
+            "engine": EngineConfig(
+                kv_cache_tokens=options.kv_cache_tokens,
+                max_running_sequences=options.max_running_sequences,
+            ),
+        }
+    )
+    choice = {"kernels": options.kernels} if "kernels" in HardwareConfig.model_fields else {}
+    hardware = HardwareConfig.model_validate({"threads_per_shard": options.num_threads, **choice})
+    return [
+        ShardSpec(model, hardware, rank, options.num_ranks, "bench", "", secret, folder)
+        for rank in range(options.num_ranks)
+    ]
+
+
+def _load(spec: ShardSpec, listener: Any, address: str) -> LoadedShard:
+    return LoadedShard.load(
+        spec,
+        listener=listener,
+        group_address=address,
+        on_progress=lambda *_: None,
+        began_s=time.monotonic(),
+    )
+
+
+def _start(spec: ShardSpec, address: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "scripts.bench.local_group", pickle.dumps(spec).hex(), address]
+    return subprocess.Popen(command)
+
+
+def main() -> None:
+    """A rank other than 0: follows until rank 0 ends."""
+    spec: ShardSpec = pickle.loads(bytes.fromhex(sys.argv[1]))
+    _load(spec, None, sys.argv[2]).follow()
+
+
+if __name__ == "__main__":
+    main()
