@@ -15,6 +15,7 @@ INGRESS_APPLICATION = "shoal"
 INGRESS_CPUS = 0.25
 _ELSEWHERE = {"preset", "repository", "revision", "replicas", "prediction"}
 _HARDWARE_OF_SHARDS = {"name", "device", "threads_per_shard"}
+_CHOSEN_BY_SHARDS = {"kernels"}  # where nobody chose: what each one's CPU has
 
 
 def serve_applications(config: ShoalConfig) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _model_application(
         "import_path": "serve.app:build_model",
         "args": {
             "model": _model_args(model),
-            "hardware": hardware.model_dump(mode="json", include=_HARDWARE_OF_SHARDS),
+            "hardware": _hardware_args(hardware),
             "log_level": config.log_level,
         },
         "deployments": [deployment],
@@ -70,6 +71,13 @@ def _model_application(
 def _model_args(model: ModelConfig) -> dict[str, Any]:
     """What was written or resolved: a default that nobody chose is the version's own."""
     return model.model_dump(mode="json", exclude_unset=True, exclude=_ELSEWHERE)
+
+
+def _hardware_args(hardware: HardwareConfig) -> dict[str, Any]:
+    always = hardware.model_dump(mode="json", include=_HARDWARE_OF_SHARDS)
+    return always | hardware.model_dump(
+        mode="json", include=_CHOSEN_BY_SHARDS, exclude_defaults=True
+    )
 
 
 def _user_config(model: ModelConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16"]
 Auto = Literal["auto"]
+Kernels = Literal["auto", "torch", "avx2", "avx512", "amx"]
 
 
 class Section(BaseModel):
@@ -155,7 +156,8 @@ class ModelConfig(Section):
         "auto", description="Shards that one copy is split into; auto: 2 on CPU."
     )
     dtype: Dtype | Auto = Field(
-        "auto", description="Type to compute in; auto: bfloat16 where the hardware has it."
+        "auto",
+        description="Type of weights and KV cache; auto: bfloat16 but on a CPU without kernels.",
     )
     max_model_len: Annotated[int, Field(ge=16)] | Auto = Field(
         "auto", description="Prompt plus answer, in tokens; auto: the checkpoint's positions."
@@ -223,6 +225,10 @@ class HardwareConfig(Section):
     gpus_per_node: int = Field(0, ge=0, le=64, description="GPUs of one machine.")
     threads_per_shard: Annotated[int, Field(ge=1)] | Auto = Field(
         "auto", description="CPU threads of a shard; auto: cores / shards, at least 1."
+    )
+    kernels: Kernels = Field(
+        "auto",
+        description="Kernels on a CPU; auto: the best that it has; torch: the slow reference.",
     )
     has_spare: bool = Field(
         True, description="A second copy fits beside the first one while an update rolls out."

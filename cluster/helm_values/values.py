@@ -116,7 +116,7 @@ class HardwareValues(Values):
     overrides: HardwareOverrides = Field(
         {},
         description="Merged over the preset: the configuration's own keys (env, has_spare,"
-        " threads_per_shard, and pod: cpu, memory, shm, node_selector, tolerations,"
+        " threads_per_shard, kernels, and pod: cpu, memory, shm, node_selector, tolerations,"
         " runtime_class).",
     )
 

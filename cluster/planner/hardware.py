@@ -105,7 +105,7 @@ def cpu_node(machine: Machine, *, device: Device | None = None) -> Node:
         usable_bytes=machine.available_bytes or 0,
         device=device,
         num_cores=machine.num_cores,
-        has_bfloat16=machine.has_bfloat16,
+        has_bfloat16=machine.stores_bfloat16(),
     )
 
 

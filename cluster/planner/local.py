@@ -29,8 +29,9 @@ def check_local(config: ShoalConfig, machine: Machine) -> None:
     """Refuse what cannot run here, before anything starts.
 
     Raises:
-        ConfigurationError: the device is one that shards cannot compute on, or the models' weights
-            with a least KV cache are more than the memory that is free.
+        ConfigurationError: the device is one that shards cannot compute on, the CPU lacks what the
+            named kernels need, or the models' weights with a least KV cache are more than the
+            memory that is free.
     """
     hardware = config.hardware
     assert isinstance(hardware, HardwareConfig), "the planner resolved the hardware"
@@ -39,6 +40,7 @@ def check_local(config: ShoalConfig, machine: Machine) -> None:
             f"hardware {hardware.name!r} has device {hardware.device}: in this version shards"
             " compute on the CPU only. Use `hardware: cpu` here; `shoal plan` plans for GPUs"
         )
+    _check_kernels(hardware, machine)
     needs = [(model, _least_bytes(model)) for model in config.models if model.stand_in is None]
     available = machine.available_bytes
     if available is None or sum(num_bytes for _, num_bytes in needs) <= available:
@@ -67,6 +69,15 @@ def explain(config: ShoalConfig, machine: Machine) -> list[str]:
             f"Found {names}: this version computes on the CPU only; see `shoal plan` for the GPUs."
         )
     return lines
+
+
+def _check_kernels(hardware: HardwareConfig, machine: Machine) -> None:
+    usable = ("auto", "torch", *machine.kernels)
+    if hardware.device == "cpu" and hardware.kernels not in usable:
+        raise ConfigurationError(
+            f"hardware.kernels is {hardware.kernels}, which this CPU cannot run; here it may be"
+            f" {', '.join(usable)}"
+        )
 
 
 def _choice(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> str:

@@ -21,6 +21,16 @@ import psutil
 from serve.limits import available_memory_bytes, read_limits
 
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+# What `serve.kernels.build` asks of a CPU, the best first.
+_AVX2_FLAGS = frozenset({"avx2", "fma", "f16c"})
+_AVX512_FLAGS = _AVX2_FLAGS - {"avx2"} | {
+    f"avx512{part}" for part in ("f", "bw", "vl", "dq", "_bf16")
+}
+_KERNEL_FLAGS = {
+    "amx": _AVX512_FLAGS | {"amx_tile", "amx_bf16"},
+    "avx512": _AVX512_FLAGS,
+    "avx2": _AVX2_FLAGS,
+}
 _NVIDIA_SMI_TIMEOUT_S = 10.0
 _PROBE_FLOATS = 32 * 1024 * 1024
 _PROBE_SIDE = 1024
@@ -45,6 +55,8 @@ class Machine:
     total_bytes: int | None = None
     available_bytes: int | None = None
     gpus: tuple[FoundGpu, ...] = ()
+    kernels: tuple[str, ...] = ()
+    """CPU kernels that can run here (`hardware.kernels`), the best first; none: torch alone."""
 
     @classmethod
     def detect(cls) -> Machine:
@@ -59,7 +71,17 @@ class Machine:
             total_bytes=total,
             available_bytes=available_memory_bytes(limits),
             gpus=find_gpus(),
+            kernels=usable_kernels(_cpu_flags()),
         )
+
+    def stores_bfloat16(self, kernels: str = "auto") -> bool:
+        """Whether bfloat16 is the faster type for weights: half the bytes, read at full speed."""
+        return self.has_bfloat16 or (kernels != "torch" and bool(self.kernels))
+
+
+def usable_kernels(cpu_flags: frozenset[str]) -> tuple[str, ...]:
+    """The kernels of a CPU with these flags (`/proc/cpuinfo`), the best first."""
+    return tuple(name for name, flags in _KERNEL_FLAGS.items() if flags <= cpu_flags)
 
 
 def find_gpus() -> tuple[FoundGpu, ...]:

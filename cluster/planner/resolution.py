@@ -100,7 +100,8 @@ def _size_on_gpus(model: ModelConfig, shape: ModelShape, hardware: HardwareConfi
 def _dtype(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> Dtype:
     if model.dtype != "auto":
         return model.dtype
-    return "bfloat16" if hardware.device == "cuda" or machine.has_bfloat16 else "float32"
+    is_narrow = hardware.device == "cuda" or machine.stores_bfloat16(hardware.kernels)
+    return "bfloat16" if is_narrow else "float32"
 
 
 def _yarn(model: ModelConfig, shape: ModelShape | None) -> bool:

@@ -178,6 +178,7 @@ _FEATURES: dict[str, Values] = {
             "overrides": {
                 "has_spare": False,
                 "threads_per_shard": 3,
+                "kernels": "avx2",
                 "env": {"OMP_WAIT_POLICY": "passive"},
                 "pod": {
                     "memory": "24Gi",

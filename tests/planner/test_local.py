@@ -28,6 +28,15 @@ def test_what_fits_is_told_with_its_split_threads_and_type(make_model: MakeModel
     ]
 
 
+def test_kernels_that_the_cpu_lacks_are_refused_with_those_it_has(make_model: MakeModel) -> None:
+    machine, model = replace(MACHINE, kernels=("avx2",)), ModelConfig(path=make_model())
+    config = resolved(machine, model, hardware={"kernels": "amx"})
+    with pytest.raises(ConfigurationError, match=r"kernels is amx, .* may be auto, torch, avx2"):
+        check_local(config, machine)
+    for kernels in ("torch", "avx2"):
+        check_local(resolved(machine, model, hardware={"kernels": kernels}), machine)
+
+
 def test_weights_and_least_cache_beyond_the_memory_are_refused_with_numbers(
     make_model: MakeModel,
 ) -> None:

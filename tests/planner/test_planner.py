@@ -39,6 +39,15 @@ def test_laptop_splits_in_two_on_one_thread_each(make_model: MakeModel) -> None:
     assert config.ingress_copies == 1
 
 
+@pytest.mark.parametrize(("kernels", "dtype"), [("auto", "bfloat16"), ("torch", "float32")])
+def test_bfloat16_halves_the_bytes_that_kernels_read_and_slows_torch_down(
+    make_model: MakeModel, kernels: str, dtype: str
+) -> None:
+    machine = Machine(num_cores=2, has_bfloat16=False, kernels=("avx2",))
+    hardware = HardwareConfig(kernels=kernels)
+    assert plan(machine, ModelConfig(path=make_model()), hardware=hardware).models[0].dtype == dtype
+
+
 def test_server_uses_bfloat16_all_cores_and_two_ingress_copies(make_model: MakeModel) -> None:
     models = [ModelConfig(path=make_model(name), replicas={"min": 2, "max": 4}) for name in "ab"]
     config = plan(SERVER, *models)
@@ -80,9 +89,18 @@ def test_localhost_is_one_address_for_every_part(make_model: MakeModel) -> None:
     assert config.http.host == "127.0.0.1"
 
 
-def test_only_the_kv_cache_is_left_to_the_shard(make_model: MakeModel) -> None:
+def test_only_the_kv_cache_and_the_kernels_are_left_to_the_shard(make_model: MakeModel) -> None:
     config = plan(LAPTOP, ModelConfig(path=make_model()))
-    assert autos(config.model_dump(mode="json")) == [".models.engine.kv_cache_tokens"]
+    assert autos(config.model_dump(mode="json")) == [
+        ".hardware.kernels",
+        ".models.engine.kv_cache_tokens",
+    ]
+
+
+def test_shards_are_told_of_kernels_that_somebody_chose(make_model: MakeModel) -> None:
+    config = plan(LAPTOP, ModelConfig(path=make_model()), hardware={"kernels": "torch"})
+    model, _ = serve_applications(config)["applications"]
+    assert model["args"]["hardware"]["kernels"] == "torch"
 
 
 @pytest.mark.skipif(

@@ -14,7 +14,7 @@ applications:
       model:
         {{- include "shoal.modelArgs" $model | nindent 8 }}
       hardware:
-        {{- pick $plan.hardware "name" "device" "threads_per_shard" | toYaml | nindent 8 }}
+        {{- pick $plan.hardware "name" "device" "threads_per_shard" "kernels" | toYaml | nindent 8 }}
       log_level: {{ $values.logLevel }}
     deployments:
       - name: Replica
