@@ -144,6 +144,12 @@ Seen sleep_until(shoal_group* group, int32_t rank, uint32_t target) {
   return seen;
 }
 
+// Others may have written before this rank left: that would still be summed.
+bool has_left(const shoal_group* group) {
+  const uint32_t left = SHOAL_GONE << 16 | static_cast<uint32_t>(group->rank);
+  return group->header->failure.load() == left;
+}
+
 // Waits until a rank's ticket is at least target; false where the group broke before.
 bool wait_for(shoal_group* group, int32_t rank, uint32_t target) {
   const std::atomic<uint32_t>& ticket = group->states[rank].ticket;
@@ -272,6 +278,7 @@ bool receive_piece(shoal_group* group, const Contents& contents, float* out, int
 // Calls take_part(offset, count) for each piece of num_values, once where there are none.
 template <class TakePart>
 int in_pieces(const shoal_group* group, int64_t num_values, TakePart take_part) {
+  if (has_left(group)) return 1;
   int64_t offset = 0;
   do {
     const int64_t count = std::min(group->num_slot_values, num_values - offset);
