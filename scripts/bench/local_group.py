@@ -1,4 +1,4 @@
-"""Our engine over one model, without Ray: rank 0 in this process, every other rank in one of its own.
+"""Our engine without Ray: rank 0 in this process, every other rank in one of its own.
 
 The shards' own loading, channels and collectives, so that what is measured is what is served; only
 the actors and the token sockets around them are missing.
@@ -85,7 +85,7 @@ class LocalGroup:
         return self._num_requests
 
     def run(self, on_result: Callable[[StepResult], None]) -> None:
-        """Step until the engine is empty, as the engine loop does; tell `on_result` of each step."""
+        """Step until the engine is empty, as the engine loop does; each step is told."""
         engine = self.engine
         while engine.has_work:
             engine.start_step()

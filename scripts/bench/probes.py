@@ -26,7 +26,7 @@ _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What `num_threads` threads reach; `bf16_flops` and `tile_flops` are 0 where a CPU has none."""
+    """What `num_threads` threads reach; `bf16_flops`, `tile_flops` are 0 where a CPU has none."""
 
     num_threads: int
     vector_bytes: int

@@ -1,7 +1,7 @@
 """A Qwen2 checkpoint of safetensors as one GGUF file, for llama.cpp.
 
-No tokenizer is written: benchmarks speak token ids. Matrices keep bfloat16 or become float16, vectors
-become float32, which llama.cpp wants. Needs numpy, and the package `gguf` to write.
+No tokenizer is written: benchmarks speak token ids. Matrices keep bfloat16 or become float16,
+vectors become float32, which llama.cpp wants. Needs numpy, and the package `gguf` to write.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def to_float32(bits: np.ndarray) -> np.ndarray:
 
 
 def gguf_tensors(folder: Path, matrix_type: MatrixType) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor under llama.cpp's name: vectors float32, matrices uint16 (bfloat16) or float16."""
+    """Every tensor under llama.cpp's name: vectors float32, matrices uint16 or float16.
+
+    The uint16 are the bits of bfloat16 numbers.
+    """
     for path in sorted(folder.glob("*.safetensors")):
         for name, bits in read_bfloat16(path):
             if bits.ndim == 1:
@@ -77,7 +80,7 @@ def gguf_tensors(folder: Path, matrix_type: MatrixType) -> Iterator[tuple[str, n
 
 def write_gguf(folder: Path, path: Path, matrix_type: MatrixType) -> None:
     """Write the checkpoint in `folder` to the file `path`."""
-    import gguf
+    import gguf  # type: ignore[import-not-found]
 
     config = json.loads((folder / "config.json").read_text())
     rope = config.get("rope_parameters") or config

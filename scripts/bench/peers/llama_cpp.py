@@ -25,7 +25,7 @@ class LlamaCpp:
     """A model of llama.cpp, with the context of the last order."""
 
     def __init__(self, folder: str, num_threads: int, dtype: str) -> None:
-        import llama_cpp
+        import llama_cpp  # type: ignore[import-not-found]
 
         self._lib: Any = llama_cpp
         self._num_threads = num_threads

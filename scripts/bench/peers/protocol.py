@@ -22,7 +22,7 @@ from typing import Protocol
 
 @dataclass
 class Run:
-    """One order's times, in seconds; `num_rest_tokens` came in `rest_s`, of all prompts together."""
+    """One order's times, in seconds; `num_rest_tokens`, of all prompts, came in `rest_s`."""
 
     first_s: float
     rest_s: float
@@ -90,7 +90,7 @@ class Stopwatch:
 
 
 def claim_answers() -> int:
-    """A descriptor of standard output for answers alone; prints go to standard error from now on."""
+    """A descriptor of standard output for answers alone; prints go to standard error."""
     answers = os.dup(1)
     os.dup2(2, 1)
     return answers

@@ -21,9 +21,8 @@ class TorchEager:
         torch.set_num_threads(num_threads)
         self._num_threads = num_threads
         self._dtype = dtype
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype)
-        ).eval()
+        loader: Any = transformers.AutoModelForCausalLM
+        self._model = loader.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
 
     def facts(self) -> Facts:
         version = f"{transformers.__version__}, torch {torch.__version__}"

@@ -30,7 +30,7 @@ class VllmCpu:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        import vllm
+        import vllm  # type: ignore[import-not-found]
 
         self._vllm: Any = vllm
         self._num_threads = num_threads
