@@ -102,6 +102,9 @@ class EngineConfig(Section):
     kv_cache_tokens: int | Auto = Field(
         "auto", description="KV slots of a replica, in tokens; auto: what memory allows."
     )
+    prefix_cache: bool = Field(
+        True, description="Keep the KV blocks of answered requests for others that begin alike."
+    )
 
     @model_validator(mode="after")
     def _check_kv_cache(self) -> EngineConfig:

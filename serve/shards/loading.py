@@ -128,6 +128,7 @@ class LoadedShard:
             num_total_blocks=self.num_total_blocks,
             max_model_len=self.max_model_len,
             eos_token_ids=read_eos_token_ids(_folder(model)),
+            prefix_cache=limits.prefix_cache,
             lookahead=self.spec.hardware.device == "cuda",
         )
         return Engine(self._group_runner(), settings, grammars=self._grammars())
