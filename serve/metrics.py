@@ -40,6 +40,12 @@ def _requests(stats: ReplicaStats) -> Mapping[str, float]:
     return {reason: stats.requests_total.get(reason, 0) for reason in get_args(FinishReason)}
 
 
+def _kv_blocks(stats: ReplicaStats) -> Mapping[str, float]:
+    load = stats.load
+    num_free = load.num_total_blocks - load.num_used_blocks - load.num_cached_blocks
+    return {"used": load.num_used_blocks, "cached": load.num_cached_blocks, "free": num_free}
+
+
 def _predicted_speeds(stats: ReplicaStats) -> Mapping[str, float]:
     return {} if stats.prediction is None else stats.prediction.decode_tokens_per_s
 
@@ -76,6 +82,13 @@ READINGS: tuple[Reading, ...] = (
     ),
     Reading(
         "vllm",
+        "prompt_tokens_cached",
+        "Prompt tokens that need not be computed.",
+        _one(lambda stats: stats.load.num_cache_hit_tokens_total),
+        is_total=True,
+    ),
+    Reading(
+        "vllm",
         "generation_tokens",
         "Tokens generated.",
         _one(lambda stats: stats.load.num_generation_tokens_total),
@@ -86,6 +99,20 @@ READINGS: tuple[Reading, ...] = (
         "num_preemptions",
         "Sequences preempted.",
         _one(lambda stats: stats.load.num_preemptions_total),
+        is_total=True,
+    ),
+    Reading(
+        "vllm",
+        "prefix_cache_queries",
+        "Tokens looked up in the prefix cache.",
+        _one(lambda stats: stats.load.num_cache_query_tokens_total),
+        is_total=True,
+    ),
+    Reading(
+        "vllm",
+        "prefix_cache_hits",
+        "Tokens found in the prefix cache.",
+        _one(lambda stats: stats.load.num_cache_hit_tokens_total),
         is_total=True,
     ),
     Reading(
@@ -107,6 +134,20 @@ READINGS: tuple[Reading, ...] = (
         "replica_rebuilds",
         "Times that a replica made its shards anew.",
         _one(lambda stats: stats.num_rebuilds_total),
+        is_total=True,
+    ),
+    Reading(
+        "shoal",
+        "kv_blocks",
+        "KV blocks: in use, cached for later requests, or free.",
+        _kv_blocks,
+        label="state",
+    ),
+    Reading(
+        "shoal",
+        "kv_blocks_evicted",
+        "Cached KV blocks that were given up for others.",
+        _one(lambda stats: stats.load.num_evicted_blocks_total),
         is_total=True,
     ),
     Reading(

@@ -12,26 +12,22 @@ from array import array
 HASH_BLOCK_TOKENS = 16
 HASH_BYTES = 16
 
+ROOT_HASH = hashlib.blake2b(digest_size=HASH_BYTES, person=b"shoal-prefix").digest()
+"""What a first block is chained to."""
 
-def hash_blocks(
-    token_ids: list[int], *, namespace: bytes = b"", num_block_tokens: int = HASH_BLOCK_TOKENS
-) -> list[bytes]:
+
+def hash_blocks(token_ids: list[int], *, num_block_tokens: int = HASH_BLOCK_TOKENS) -> list[bytes]:
     """Hashes (16 bytes each) of the full blocks of `token_ids`, each chained to the one before.
 
-    `namespace` separates API keys: equal tokens under two namespaces share no hash.
+    Of tokens alone: whoever shares something under a hash keeps API keys apart itself.
     """
     tokens = array("I", token_ids)
-    parent = root_hash(namespace)
+    parent = ROOT_HASH
     hashes = []
     for end in range(num_block_tokens, len(tokens) + 1, num_block_tokens):
         parent = _chain(parent, tokens[end - num_block_tokens : end])
         hashes.append(parent)
     return hashes
-
-
-def root_hash(namespace: bytes) -> bytes:
-    """What the first block of a namespace is chained to."""
-    return hashlib.blake2b(namespace, digest_size=HASH_BYTES, person=b"shoal-prefix").digest()
 
 
 def next_hash(parent: bytes, token_ids: list[int]) -> bytes:

@@ -8,13 +8,13 @@ with the chain, so that the next turn of a conversation finds its answer's block
 from __future__ import annotations
 
 from serve.messages import Prompt
-from serve.prefix import HASH_BLOCK_TOKENS, HASH_BYTES, hash_blocks, next_hash, root_hash
+from serve.prefix import HASH_BLOCK_TOKENS, HASH_BYTES, ROOT_HASH, hash_blocks, next_hash
 
 
 class PrefixKeys:
     """Keys of the first blocks of one sequence, extended as its blocks fill.
 
-    The namespace is part of every key, whatever the hashes are made of: two namespaces share
+    A hash knows tokens alone and the namespace is a part of every key, so two namespaces share
     nothing.
     """
 
@@ -24,7 +24,7 @@ class PrefixKeys:
         unit = HASH_BLOCK_TOKENS if block_size % HASH_BLOCK_TOKENS == 0 else block_size
         hashes = prompt.block_hashes
         if unit != HASH_BLOCK_TOKENS or len(hashes) != len(prompt.token_ids) // unit:
-            hashes = hash_blocks(prompt.token_ids, namespace=namespace, num_block_tokens=unit)
+            hashes = hash_blocks(prompt.token_ids, num_block_tokens=unit)
         num_units = block_size // unit
         self._namespace = namespace
         self._block_size = block_size
@@ -45,7 +45,7 @@ class PrefixKeys:
 
     def _next(self, token_ids: list[int]) -> bytes:
         keys, unit = self._keys, self._num_unit_tokens
-        parent = keys[-1][-HASH_BYTES:] if keys else root_hash(self._namespace)
+        parent = keys[-1][-HASH_BYTES:] if keys else ROOT_HASH
         start = len(keys) * self._block_size
         for position in range(start, start + self._block_size, unit):
             parent = next_hash(parent, token_ids[position : position + unit])

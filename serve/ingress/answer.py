@@ -106,7 +106,10 @@ class Answer:
 
     def _usage(self) -> Usage:
         num_completion_tokens = sum(choice.num_tokens for choice in self._choices)
-        return Usage.of(self._num_prompt_tokens, num_completion_tokens)
+        num_cached_tokens = sum(choice.num_cached_tokens for choice in self._choices)
+        return Usage.of(
+            self._num_prompt_tokens, num_completion_tokens, num_cached_tokens=num_cached_tokens
+        )
 
 
 class FinishedParts:

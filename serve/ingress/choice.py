@@ -30,8 +30,9 @@ class TokenLogprob:
 class Choice:
     """State of one choice; `finish_reason` is None while it runs.
 
-    `num_tokens` counts completion tokens, the one that ended it included. `new_logprobs` are
-    those of the tokens whose text `take` just returned.
+    `num_tokens` counts completion tokens, the one that ended it included; `num_cached_tokens` are
+    those of its prompt that the prefix cache held, told by the first choice of a prompt.
+    `new_logprobs` are those of the tokens whose text `take` just returned.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Choice:
         "index",
         "is_started",
         "new_logprobs",
+        "num_cached_tokens",
         "num_tokens",
     )
 
@@ -58,6 +60,7 @@ class Choice:
     ) -> None:
         self.index = index
         self.num_tokens = 0
+        self.num_cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.is_started = False
         self.new_logprobs: list[TokenLogprob] = []
@@ -75,6 +78,7 @@ class Choice:
             ShoalError: the delta says that the choice failed.
         """
         reason = delta.finish_reason
+        self.num_cached_tokens += delta.num_cached_tokens
         if reason == "error" or reason == "abort":
             if delta.error is not None:
                 raise from_info(delta.error)

@@ -12,11 +12,13 @@ import asyncio
 import logging
 from concurrent.futures import Executor
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from serve.errors import InternalError, ReplicaLostError, ShoalError
 
 from .answer import Answer, FinishedParts
+from .auth import KEY_NAME_STATE
 from .body import BODY_TIMEOUT_S, ClientGoneError, parse_object, read_body
 from .operations import Prepare, Prepared
 from .responses import Header, request_id_of, send_error, send_json
@@ -71,7 +73,7 @@ class GenerateEndpoint:
             await send_error(send, error, headers)
             return
         response = _Response(send, headers)
-        answer = asyncio.ensure_future(self._answer(body, response))
+        answer = asyncio.ensure_future(self._answer(body, _namespace_of(scope), response))
         gone = asyncio.ensure_future(_client_gone(receive))
         stall = _StallTimer(response, answer, limit_s=self._stalled_client_s)
         try:
@@ -82,10 +84,11 @@ class GenerateEndpoint:
             gone.cancel()
             await asyncio.gather(answer, gone, return_exceptions=True)
 
-    async def _answer(self, body: bytes, response: _Response) -> None:
+    async def _answer(self, body: bytes, namespace: bytes, response: _Response) -> None:
         try:
             prepared = await self._prepared(body)
-            stream = await self._dispatcher.submit(prepared.request)
+            request = structs.replace(prepared.request, namespace=namespace)
+            stream = await self._dispatcher.submit(request)
             try:
                 if prepared.is_stream:
                     await _write_stream(stream, prepared.answer, response)
@@ -111,6 +114,12 @@ class GenerateEndpoint:
         return await loop.run_in_executor(
             self._executor, lambda: self._prepare(parse_object(body), self._models)
         )
+
+
+def _namespace_of(scope: Scope) -> bytes:
+    """What keeps the prefix cache of one API key from the others'; empty without keys."""
+    name: str = scope.get("state", {}).get(KEY_NAME_STATE, "")
+    return name.encode()
 
 
 async def _write_stream(stream: TokenStream, answer: Answer, response: _Response) -> None:

@@ -34,10 +34,13 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: dict[str, int]
 
     @classmethod
-    def of(cls, num_prompt_tokens: int, num_completion_tokens: int) -> Usage:
-        """The usage of so many tokens."""
+    def of(
+        cls, num_prompt_tokens: int, num_completion_tokens: int, *, num_cached_tokens: int
+    ) -> Usage:
+        """The usage of so many tokens; those cached are some of the prompts'."""
         total = num_prompt_tokens + num_completion_tokens
-        return cls(num_prompt_tokens, num_completion_tokens, total, {"cached_tokens": 0})
+        details = {"cached_tokens": num_cached_tokens}
+        return cls(num_prompt_tokens, num_completion_tokens, total, details)
 
 
 class Envelope(msgspec.Struct, frozen=True):

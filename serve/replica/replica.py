@@ -282,4 +282,9 @@ def _with_totals(load: Load, before: Load) -> Load:
         + before.num_generation_tokens_total,
         num_preemptions_total=load.num_preemptions_total + before.num_preemptions_total,
         num_steps_total=load.num_steps_total + before.num_steps_total,
+        num_evicted_blocks_total=load.num_evicted_blocks_total + before.num_evicted_blocks_total,
+        num_cache_query_tokens_total=load.num_cache_query_tokens_total
+        + before.num_cache_query_tokens_total,
+        num_cache_hit_tokens_total=load.num_cache_hit_tokens_total
+        + before.num_cache_hit_tokens_total,
     )
