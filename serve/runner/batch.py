@@ -12,15 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from serve.kernels import abi
 from serve.messages import Chunk, NewSequence, StepInput
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 
-# The bytes of `shoal_span` (serve/kernels/csrc/shoal.h); `block_table` is an address.
-SPAN_DTYPE = np.dtype(
-    [("first_row", "i8"), ("num_tokens", "i8"), ("first_position", "i8"), ("block_table", "u8")]
-)
+SPAN_DTYPE = np.dtype(abi.Span)  # `block_table` is an address
 
 
 @dataclass(frozen=True, slots=True)

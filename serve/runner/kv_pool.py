@@ -1,16 +1,22 @@
-"""The KV cache's memory: one pair of tensors a layer, divided into slots.
+"""The KV cache's memory: one pair of arrays a layer, divided into blocks.
 
 Who holds which block is the engine's business (`engine.block_manager`). The one decision behind
-it: memory is taken at load but touched when a slot is first written, so a large pool costs nothing
-until it is used; only the last slot, which no block contains, is zeroed: attention reads it as
-padding.
+it: memory is taken at load but touched when a block is first written, so a large pool costs nothing
+until it is used.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from collections.abc import Sequence
+
 import torch
 
 from serve.catalog import ModelShape, num_shard_kv_heads
+from serve.kernels import abi
+from serve.kernels.native import NativeLibrary
+from serve.kernels.packed import AlignedMemory
 from serve.limits import available_memory_bytes, read_limits
 
 # Share of the memory that is free after the weights are loaded, and the most that auto takes.
@@ -19,7 +25,10 @@ _AUTO_MAX_TOKENS = 131_072
 
 
 class KVPool:
-    """Keys and values of `num_blocks` blocks of `block_size` slots, for this rank's KV heads."""
+    """Keys and values of `num_blocks` blocks of `block_size` slots, in torch.
+
+    The last slot, which no block contains, is zero: attention reads it as padding.
+    """
 
     def __init__(
         self,
@@ -37,6 +46,30 @@ class KVPool:
         self.values = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
         for cache in (*self.keys, *self.values):
             cache[:, -1].zero_()
+
+
+class NativeKVPool:
+    """Keys and values of `num_blocks` blocks in the layout of the CPU kernels, on huge pages.
+
+    Args:
+        library: the kernels, which know the layout.
+        heads: of this rank.
+        num_layers: of the model.
+        num_blocks: blocks of the pool.
+    """
+
+    def __init__(
+        self, library: NativeLibrary, heads: abi.Heads, *, num_layers: int, num_blocks: int
+    ) -> None:
+        num_bytes = library.functions.shoal_cache_bytes(ctypes.byref(heads), num_blocks)
+        stride = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._memory = AlignedMemory(2 * num_layers * stride)
+        keys = range(
+            self._memory.address, self._memory.address + num_layers * 2 * stride, 2 * stride
+        )
+        self.num_blocks = num_blocks
+        self.caches: Sequence[tuple[int, int]] = [(start, start + stride) for start in keys]
+        """By layer, where its keys and its values lie."""
 
 
 def auto_kv_cache_tokens(shape: ModelShape, *, size: int, dtype: torch.dtype) -> int:

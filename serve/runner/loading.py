@@ -1,12 +1,13 @@
 """From a model folder to a runner: shape, memory, weights of one rank.
 
-The one place that turns options into a model. "auto" for the KV cache is resolved here, once, and
-agreed on by all ranks: the smallest rank's memory decides.
+The one place that turns options into a model, and that chooses what computes it: native kernels
+where the CPU and the shape allow it, else the torch reference, with one line in the log that says
+why.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -14,78 +15,27 @@ import torch
 
 from serve.attention.paged import PagedAttention
 from serve.catalog import ModelShape, stretch_with_yarn, tensor_parallel_problem
-from serve.checkpoint import Checkpoint, inspect_checkpoint
-from serve.config import Dtype
+from serve.checkpoint import inspect_checkpoint
+from serve.config import Dtype, Kernels
 from serve.errors import CheckpointError, ConfigurationError
+from serve.kernels import native
+from serve.kernels.native import NativeLibrary
+from serve.model.native_decoder import NativeDecoder, native_problem
 from serve.model.qwen2 import Qwen2Model
 from serve.model.tensor_parallel import Collectives
 from serve.model.weights import Progress, load
 
-from .batch import SequenceTable
-from .kv_pool import KVPool, auto_kv_cache_tokens
-from .model_runner import ModelRunner, RunnerFacts
+from .kv_pool import KVPool, NativeKVPool
+from .model_runner import ForwardPass, ModelRunner, RunnerFacts
+from .native_pass import NativePass
+from .plan import RunnerPlan
 from .sampler import Sampler
-from .sampling_table import SamplingTable
 from .step_sampler import ReferenceSampler
 from .torch_pass import TorchPass
 
+logger = logging.getLogger("shoal.shard")
+
 _DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerPlan:
-    """What to load, checked: options that fit the checkpoint in `checkpoint`.
-
-    `shape` is the checkpoint's, stretched where YaRN was asked for. `kv_cache_tokens` None: what
-    memory allows.
-    """
-
-    checkpoint: Checkpoint
-    shape: ModelShape
-    collectives: Collectives
-    dtype: torch.dtype
-    block_size: int
-    num_threads: int
-    num_real_tokens: int
-    eos_token_ids: tuple[int, ...]
-    max_running_sequences: int
-    max_model_len: int
-    kv_cache_tokens: int | None
-    on_progress: Progress | None
-
-    def make_sequences(self) -> SequenceTable:
-        """An empty table for as many sequences as may run."""
-        return SequenceTable(
-            max_slots=self.max_running_sequences,
-            max_tokens=self.max_model_len,
-            block_size=self.block_size,
-        )
-
-    def make_sampling(self) -> SamplingTable:
-        """The same of their sampling parameters."""
-        return SamplingTable(
-            max_slots=self.max_running_sequences,
-            num_ids=self.num_real_tokens,
-            eos_token_ids=self.eos_token_ids,
-        )
-
-    def num_blocks(self) -> int:
-        """Blocks of the KV pool, the same on every rank; asked once the weights are loaded.
-
-        Raises:
-            ConfigurationError: not even one block fits.
-        """
-        num_tokens = self.kv_cache_tokens
-        if num_tokens is None:
-            size = self.collectives.size
-            mine = auto_kv_cache_tokens(self.shape, size=size, dtype=self.dtype)
-            num_tokens = _agree(mine, self.collectives)
-        if num_tokens < self.block_size:
-            raise ConfigurationError(
-                f"the KV cache must hold at least one block ({self.block_size} tokens),"
-                f" got {num_tokens} tokens"
-            )
-        return num_tokens // self.block_size
 
 
 def load_runner(
@@ -99,6 +49,7 @@ def load_runner(
     eos_token_ids: tuple[int, ...],
     max_running_sequences: int,
     device: Literal["cpu", "cuda"] = "cpu",
+    kernels: Kernels = "auto",
     kv_cache_tokens: int | None = None,
     max_model_len: int | None = None,
     yarn: bool = False,
@@ -116,6 +67,7 @@ def load_runner(
         eos_token_ids: held back until a request's `min_tokens`.
         max_running_sequences: slots of sequences.
         device: where to compute.
+        kernels: what computes on a CPU.
         kv_cache_tokens: KV slots; None: what memory allows.
         max_model_len: tokens that a sequence may reach; None: the checkpoint's positions.
         yarn: stretch the positions as the Qwen2.5 family publishes it.
@@ -123,7 +75,8 @@ def load_runner(
 
     Raises:
         CheckpointError: the folder cannot be used.
-        ConfigurationError: the options do not fit the checkpoint.
+        ConfigurationError: the options do not fit the checkpoint, or this CPU cannot run the
+            kernels that are named.
         CollectiveError: another rank is gone.
     """
     checkpoint = inspect_checkpoint(path)
@@ -144,7 +97,59 @@ def load_runner(
         kv_cache_tokens=kv_cache_tokens,
         on_progress=on_progress,
     )
-    return _load_torch(plan)
+    library = _choose_library(plan, kernels)
+    return _load_torch(plan) if library is None else _load_native(plan, library)
+
+
+def _choose_library(plan: RunnerPlan, kernels: Kernels) -> NativeLibrary | None:
+    """The kernels to use, None for torch; rank 0 says which ones in the log."""
+    library = native.load(kernels)
+    reason = native.reason(kernels)
+    if library is not None:
+        problem = native_problem(
+            plan.shape, block_size=plan.block_size, panel_width=library.panel_width
+        )
+        if problem is not None and kernels != "auto":
+            raise ConfigurationError(f"hardware.kernels is {kernels}, but {problem}")
+        if problem is not None:
+            library, reason = None, problem
+    if plan.collectives.rank == 0:
+        name = "torch" if library is None else library.isa
+        logger.info("CPU kernels: %s (%s); threads a shard: %d", name, reason, plan.num_threads)
+    return library
+
+
+def _load_native(plan: RunnerPlan, library: NativeLibrary) -> ModelRunner:
+    """Native kernels; torch only holds a few vectors."""
+    torch.set_num_threads(1)
+    pool = library.pool(plan.num_threads)
+    decoder = NativeDecoder(
+        plan.shape,
+        plan.collectives,
+        dtype=plan.dtype,
+        num_positions=plan.max_model_len,
+        block_size=plan.block_size,
+        pool=pool,
+    )
+    num_read_bytes = load(plan.checkpoint, decoder.cuts(), plan.on_progress)
+    kv_pool = NativeKVPool(
+        library, decoder.heads, num_layers=plan.shape.num_layers, num_blocks=plan.num_blocks()
+    )
+    forward = NativePass(
+        decoder,
+        kv_pool,
+        plan.collectives,
+        pool=pool,
+        max_sampled=plan.max_running_sequences,
+    )
+    return _make_runner(
+        plan,
+        forward,
+        kernels=library.isa,
+        num_total_blocks=kv_pool.num_blocks,
+        num_weight_bytes=sum(cut.into.num_bytes for cut in decoder.cuts()),
+        num_read_bytes=num_read_bytes,
+    )
 
 
 def _load_torch(plan: RunnerPlan) -> ModelRunner:
@@ -153,7 +158,7 @@ def _load_torch(plan: RunnerPlan) -> ModelRunner:
     shape, size = plan.shape, plan.collectives.size
     model = Qwen2Model(shape, plan.collectives, dtype=plan.dtype, num_positions=plan.max_model_len)
     num_read_bytes = load(plan.checkpoint, model.cuts(), plan.on_progress)
-    pool = KVPool(
+    kv_pool = KVPool(
         shape,
         size=size,
         num_blocks=plan.num_blocks(),
@@ -161,25 +166,44 @@ def _load_torch(plan: RunnerPlan) -> ModelRunner:
         dtype=plan.dtype,
     )
     attention = PagedAttention(
-        pool.keys, pool.values, block_size=plan.block_size, num_heads=shape.num_heads // size
+        kv_pool.keys, kv_pool.values, block_size=plan.block_size, num_heads=shape.num_heads // size
     )
+    return _make_runner(
+        plan,
+        TorchPass(model, attention),
+        kernels="torch",
+        num_total_blocks=kv_pool.num_blocks,
+        num_weight_bytes=sum(cut.into.num_bytes for cut in model.cuts()),
+        num_read_bytes=num_read_bytes,
+    )
+
+
+def _make_runner(
+    plan: RunnerPlan,
+    forward: ForwardPass,
+    *,
+    kernels: str,
+    num_total_blocks: int,
+    num_weight_bytes: int,
+    num_read_bytes: int,
+) -> ModelRunner:
+    sequences, sampling = plan.make_sequences(), plan.make_sampling()
     sampler = Sampler(
-        vocab_size=shape.vocab_size,
+        vocab_size=plan.shape.vocab_size,
         num_real_tokens=plan.num_real_tokens,
         eos_token_ids=plan.eos_token_ids,
     )
-    sequences, sampling = plan.make_sequences(), plan.make_sampling()
     return ModelRunner(
-        TorchPass(model, attention),
+        forward,
         ReferenceSampler(sampler, sequences=sequences, sampling=sampling),
         sequences=sequences,
         sampling=sampling,
         facts=RunnerFacts(
-            kernels="torch",
-            num_total_blocks=pool.num_blocks,
+            kernels=kernels,
+            num_total_blocks=num_total_blocks,
             max_model_len=plan.max_model_len,
-            vocab_size=shape.vocab_size,
-            num_weight_bytes=sum(cut.into.num_bytes for cut in model.cuts()),
+            vocab_size=plan.shape.vocab_size,
+            num_weight_bytes=num_weight_bytes,
             num_read_bytes=num_read_bytes,
         ),
     )
@@ -199,10 +223,3 @@ def _check(shape: ModelShape, size: int, *, max_model_len: int, num_real_tokens:
             f"tokenizer.json has {num_real_tokens} ids, config.json's vocab_size is"
             f" {shape.vocab_size}"
         )
-
-
-def _agree(num_tokens: int, collectives: Collectives) -> int:
-    """The smallest rank's number, on every rank (exact in float32 below 2**24)."""
-    mine = torch.zeros(collectives.size)
-    mine[collectives.rank] = num_tokens
-    return int(collectives.all_reduce(mine).min())

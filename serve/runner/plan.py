@@ -1,0 +1,84 @@
+"""What a runner is loaded from: options that were checked against the checkpoint.
+
+Not the loading (`.loading`): CPU and CUDA runners are made from the same plan. "auto" for the KV
+cache is resolved here, once, and agreed on by all ranks: the smallest rank's memory decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from serve.catalog import ModelShape
+from serve.checkpoint import Checkpoint
+from serve.errors import ConfigurationError
+from serve.model.tensor_parallel import Collectives
+from serve.model.weights import Progress
+
+from .batch import SequenceTable
+from .kv_pool import auto_kv_cache_tokens
+from .sampling_table import SamplingTable
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerPlan:
+    """What to load, checked: options that fit the checkpoint in `checkpoint`.
+
+    `shape` is the checkpoint's, stretched where YaRN was asked for. `kv_cache_tokens` None: what
+    memory allows.
+    """
+
+    checkpoint: Checkpoint
+    shape: ModelShape
+    collectives: Collectives
+    dtype: torch.dtype
+    block_size: int
+    num_threads: int
+    num_real_tokens: int
+    eos_token_ids: tuple[int, ...]
+    max_running_sequences: int
+    max_model_len: int
+    kv_cache_tokens: int | None
+    on_progress: Progress | None
+
+    def make_sequences(self) -> SequenceTable:
+        """An empty table for as many sequences as may run."""
+        return SequenceTable(
+            max_slots=self.max_running_sequences,
+            max_tokens=self.max_model_len,
+            block_size=self.block_size,
+        )
+
+    def make_sampling(self) -> SamplingTable:
+        """The same of their sampling parameters."""
+        return SamplingTable(
+            max_slots=self.max_running_sequences,
+            num_ids=self.num_real_tokens,
+            eos_token_ids=self.eos_token_ids,
+        )
+
+    def num_blocks(self) -> int:
+        """Blocks of the KV pool, the same on every rank; asked once the weights are loaded.
+
+        Raises:
+            ConfigurationError: not even one block fits.
+        """
+        num_tokens = self.kv_cache_tokens
+        if num_tokens is None:
+            size = self.collectives.size
+            mine = auto_kv_cache_tokens(self.shape, size=size, dtype=self.dtype)
+            num_tokens = _agree(mine, self.collectives)
+        if num_tokens < self.block_size:
+            raise ConfigurationError(
+                f"the KV cache must hold at least one block ({self.block_size} tokens),"
+                f" got {num_tokens} tokens"
+            )
+        return num_tokens // self.block_size
+
+
+def _agree(num_tokens: int, collectives: Collectives) -> int:
+    """The smallest rank's number, on every rank (exact in float32 below 2**24)."""
+    mine = torch.zeros(collectives.size)
+    mine[collectives.rank] = num_tokens
+    return int(collectives.all_reduce(mine).min())
