@@ -189,9 +189,8 @@ def _load_runner(
     if model.stand_in is not None:
         return _load_stand_in(spec)
     # Imported here so that a stand-in needs no torch.
-    from serve.model.tensor_parallel import SingleRank
     from serve.runner.loading import load_runner
-    from serve.shards.collectives import LoopbackCollectives
+    from serve.shards.collectives import make_collectives
 
     assert model.dtype != "auto", "the planner resolved it"
     assert model.max_model_len != "auto", "the planner resolved it"
@@ -200,23 +199,22 @@ def _load_runner(
     limits = model.engine
     runner = load_runner(
         path=folder,
-        collectives=SingleRank()
-        if spec.size == 1
-        else LoopbackCollectives(
-            rank=spec.rank, size=spec.size, sockets=sockets, timeout_s=model.build_timeout_s
-        ),
+        collectives=make_collectives(spec.rank, spec.size, sockets, model.build_timeout_s),
         dtype=model.dtype,
         block_size=limits.block_size,
         num_threads=spec.hardware.threads_per_shard,
         num_real_tokens=count_real_tokens(folder),
         eos_token_ids=read_eos_token_ids(folder),
+        max_running_sequences=limits.max_running_sequences,
+        device=spec.hardware.device,
+        kernels=spec.hardware.kernels,
         kv_cache_tokens=None if limits.kv_cache_tokens == "auto" else limits.kv_cache_tokens,
         max_model_len=model.max_model_len,
         yarn=model.yarn is True,
         on_progress=lambda num_bytes, num_total: on_progress("weights", num_bytes, num_total),
     )
     facts = {
-        name: getattr(runner, name)
+        name: getattr(runner.facts, name)
         for name in (
             "num_total_blocks",
             "num_weight_bytes",
