@@ -26,6 +26,7 @@ install_locked() {
   fi
   wanted=$(cat "$lock" pyproject.toml | sha256sum)
   if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+    build_kernels
     return
   fi
   echo "Installing $lock into .venv (some minutes and 6 GB the first time) ..."
@@ -33,4 +34,11 @@ install_locked() {
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
     --no-build-isolation --editable .
   echo "$wanted" >"$stamp"
+  build_kernels
+}
+
+# Compiles what changed since the last time, after a `git pull` too; says why where it cannot, and
+# torch serves instead.
+build_kernels() {
+  .venv/bin/python -m serve.kernels.build --quiet || true
 }

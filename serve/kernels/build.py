@@ -38,10 +38,10 @@ ISA_FLAGS: Mapping[str, Sequence[str]] = {
     "avx2": _AVX2,
     "avx512": _AVX512,
     "amx": [*_AVX512, "-mamx-tile", "-mamx-bf16"],
-    "emulated": ["-Wno-psabi"],
-    "emulated_amx": ["-Wno-psabi"],
+    "emulated": ["-Wno-psabi", "-O1"],
+    "emulated_amx": ["-Wno-psabi", "-O1"],
 }
-"""How each instruction set is compiled; the emulated ones are for tests where the CPU lacks them."""
+"""How each instruction set is compiled; the emulated ones are for tests, on any CPU."""
 
 INSTALLED_ISAS = ("amx", "avx512", "avx2")
 """What a user gets, the best first."""
@@ -72,49 +72,66 @@ def source_hash(sources: Path = SOURCES) -> str:
 
 def usable_isas(cpu_info: Path = Path("/proc/cpuinfo")) -> list[str]:
     """Those of `INSTALLED_ISAS` that this CPU and its system have, the best first."""
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64") or not cpu_info.exists():
+    if not _is_supported() or not cpu_info.exists():
         return []
     lines = cpu_info.read_text(encoding="utf-8").splitlines()
     has = set(next((line for line in lines if line.startswith("flags")), "").split())
     return [isa for isa in INSTALLED_ISAS if _CPU_FLAGS[isa] <= has]
 
 
+def is_current(library: Path) -> bool:
+    """Whether `library` exists and was built from the sources as they are."""
+    return library.exists() and source_hash().encode() in library.read_bytes()
+
+
 def build(isas: Sequence[str] = INSTALLED_ISAS, folder: Path = LIBRARIES) -> list[Path]:
-    """Build the libraries of `isas` in `folder` and return their paths.
+    """Build those libraries of `isas` in `folder` that are not current; the paths of all.
 
     Raises:
-        BuildError: no compiler, or it does not compile the sources.
+        BuildError: no compiler, or it does not compile one of them; the others are built.
     """
-    compiler = _find_compiler()
-    known = source_hash()
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [_build_isa(compiler, isa, known, folder=folder, pool=pool) for isa in isas]
+    _check_machine()
+    libraries = {isa: library_path(isa, folder) for isa in isas}
+    missing = [isa for isa, path in libraries.items() if not is_current(path)]
+    errors = []
+    if missing:
+        compiler = _find_compiler()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for isa in missing:
+                try:
+                    _build_isa(compiler, isa, folder=folder, pool=pool)
+                except BuildError as error:
+                    errors.append(f"{isa}: {error}")
+    if errors:
+        raise BuildError("; ".join(errors))
+    return list(libraries.values())
+
+
+def _is_supported() -> bool:
+    return (platform.system(), platform.machine()) == ("Linux", "x86_64")
+
+
+def _check_machine() -> None:
+    if not _is_supported():
+        machine = f"{platform.system()} on {platform.machine() or 'an unknown machine'}"
+        raise BuildError(f"they are for Linux on x86-64, this is {machine}")
 
 
 def _find_compiler() -> str:
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        raise BuildError(f"they are for Linux on x86-64, not {platform.system()} on {_machine()}")
     for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
         if path := shutil.which(name):
             return path
     raise BuildError("no C++ compiler was found (Debian, Ubuntu: apt-get install g++)")
 
 
-def _machine() -> str:
-    return platform.machine() or "an unknown machine"
-
-
-def _build_isa(
-    compiler: str, isa: str, known: str, *, folder: Path, pool: ThreadPoolExecutor
-) -> Path:
+def _build_isa(compiler: str, isa: str, *, folder: Path, pool: ThreadPoolExecutor) -> None:
     objects = folder / "objects" / isa
     objects.mkdir(parents=True, exist_ok=True)
     command = [compiler, *_FLAGS, *ISA_FLAGS[isa], f"-DSHOAL_ISA_{isa.upper()}"]
     headers = sorted(SOURCES.glob("*.h"))
 
     def compile_one(source: Path) -> Path:
-        own = [f'-DSHOAL_SOURCE_HASH="{known}"'] if source.stem == "identity" else []
+        own = [f'-DSHOAL_SOURCE_HASH="{source_hash()}"'] if source.stem == "identity" else []
         target = objects / f"{source.stem}.{_digest(command, own, source, *headers)}.o"
         if not target.exists():
             _write(target, [*command, *own, "-c", str(source)])
@@ -123,9 +140,7 @@ def _build_isa(
         return target
 
     parts = list(pool.map(compile_one, sorted(SOURCES.glob("*.cpp"))))
-    library = library_path(isa, folder)
-    _write(library, [compiler, "-shared", "-pthread", *map(str, parts)])
-    return library
+    _write(library_path(isa, folder), [compiler, "-shared", "-pthread", *map(str, parts)])
 
 
 def _write(target: Path, command: Sequence[str]) -> None:
@@ -134,7 +149,8 @@ def _write(target: Path, command: Sequence[str]) -> None:
         made = Path(folder) / target.name
         done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
         if done.returncode:
-            raise BuildError(f"{Path(command[0]).name} failed:\n{done.stderr.strip()}")
+            lines = done.stderr.splitlines() or [f"{command[0]} exited with {done.returncode}"]
+            raise BuildError(next((line for line in lines if "error" in line), lines[-1]))
         if done.stderr:
             print(done.stderr.strip(), file=sys.stderr)  # noqa: T201 (a compiler's warnings)
         made.replace(target)
@@ -158,18 +174,25 @@ def _chunks(parts: Sequence[object]) -> Iterator[bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build and print what was built, or one line why not."""
-    parser = argparse.ArgumentParser(prog="python -m serve.kernels.build", description=__doc__)
+    """Build what this CPU can run, and say so, or in one line why not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m serve.kernels.build", description="Compile the CPU kernels."
+    )
     parser.add_argument("--isa", action="append", choices=sorted(ISA_FLAGS), help="only this one")
     parser.add_argument("--output", type=Path, default=LIBRARIES, help="folder of the libraries")
+    parser.add_argument("--quiet", action="store_true", help="silent where nothing is to be done")
     chosen = parser.parse_args(arguments)
+    isas = chosen.isa or usable_isas() or INSTALLED_ISAS
+    if all(is_current(library_path(isa, chosen.output)) for isa in isas):
+        if not chosen.quiet:
+            print(f"CPU kernels are up to date: {', '.join(isas)}")  # noqa: T201
+        return 0
+    print(f"Building the CPU kernels: {', '.join(isas)} (half a minute) ...")  # noqa: T201
     try:
-        built = build(chosen.isa or usable_isas() or INSTALLED_ISAS, chosen.output)
+        build(isas, chosen.output)
     except BuildError as error:
         print(f"CPU kernels not built: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    for path in built:
-        print(path)  # noqa: T201
     return 0
 
 
