@@ -14,8 +14,9 @@ from scripts.bench.contender import Contender, ContenderError, ContenderSpec
 from scripts.bench.probes import Limits, Probes
 from scripts.bench.workloads import Workload
 
-_FAR_BEHIND = 0.5  # of the best peer in the warm-up round
+_FAR_BEHIND = 0.33  # of the best peer in the warm-up round
 _WARM_UP_TOKENS = 4
+_FIRST_PROMPT = list(range(16))
 _READ_PASSES = 2
 
 
@@ -46,7 +47,9 @@ def start(wanted: list[ContenderSpec], logs: Path) -> tuple[list[Contender], dic
     failed: dict[str, str] = {}
     for spec in wanted:
         try:
-            running.append(Contender(spec, logs / f"{spec.key}.log"))
+            contender = Contender(spec, logs / f"{spec.key}.log")
+            contender.ask([_FIRST_PROMPT], _WARM_UP_TOKENS)  # what is made or read on first use
+            running.append(contender)
         except ContenderError as exc:
             failed[spec.key] = str(exc)
             print(f"not run: {spec.key}: {exc}")
