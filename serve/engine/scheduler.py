@@ -97,11 +97,12 @@ class Scheduler:
         token budget, the KV blocks and the limit on running sequences allow.
         """
         schedule = Schedule()
+        num_preemptions = self.num_preemptions_total
         self._schedule_decodes(schedule)
         num_left = self.budget.prefill_tokens(len(schedule.decodes))
         if self._prefilling:
             num_left = self._schedule_prefills(schedule, num_left)
-        if self.waiting:
+        if self.waiting and self.num_preemptions_total == num_preemptions:
             self._start_waiting(schedule, num_left)
         if schedule.num_tokens == 0:
             return None
@@ -131,8 +132,8 @@ class Scheduler:
         """Schedule the next token of each sequence that decodes, oldest first.
 
         Where blocks run out the youngest is preempted, and that may be the one that asked: then
-        all sequences before it are scheduled already. It frees fewer blocks than it needs to come
-        back, so nothing starts in the step that preempts.
+        all sequences before it are scheduled already. It cannot come back before the step in flight
+        has given it its token, so nothing starts in the step that preempts.
         """
         if self._is_stale:
             self._rebuild()

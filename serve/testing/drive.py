@@ -26,6 +26,7 @@ def generate_request(
     *prompts: list[int],
     n: int = 1,
     output_token_ids: list[list[int]] | None = None,
+    namespace: bytes = b"",
     **sampling: Any,
 ) -> GenerateRequest:
     """A request for `prompts`; `sampling` are fields of `SamplingParams` (seed 0, 8 tokens)."""
@@ -35,6 +36,7 @@ def generate_request(
         prompts=[Prompt(prompt, [], output_token_ids or []) for prompt in prompts],
         sampling=SamplingParams(**{"seed": 0, "max_tokens": 8, **sampling}),
         n=n,
+        namespace=namespace,
         stream=StreamAddress("", b"", stream_id),
     )
 
@@ -48,6 +50,7 @@ class Choice:
     logprobs: list[TopLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: ErrorInfo | None = None
+    num_cached_tokens: int = field(default=0, compare=False)
 
 
 class Receiver:
@@ -72,6 +75,7 @@ class Receiver:
         assert choice.finish_reason is None, "a choice went on after its end"
         assert delta.start == choice.start + len(choice.token_ids), "tokens are missing"
         choice.token_ids += delta.token_ids
+        choice.num_cached_tokens += delta.num_cached_tokens
         choice.logprobs += delta.logprobs or []
         choice.finish_reason = delta.finish_reason
         choice.error = delta.error

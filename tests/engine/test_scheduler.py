@@ -89,6 +89,20 @@ def test_preempted_sequence_resumes_with_same_tokens(make_engine: MakeEngine) ->
     assert {i: crowded.choices[i, 0] for i in range(6)} == alone
 
 
+def test_sequence_preempted_with_a_token_in_flight_keeps_that_token(
+    make_engine: MakeEngine,
+) -> None:
+    """Its shared blocks leave so little to ask for that it could start again at once."""
+    request = generate_request(1, list(range(2, 12)), n=2, max_tokens=6)
+    settings = {"block_size": 2, "max_running_sequences": 2, "token_budget": 2, "lookahead": True}
+    tight = make_engine(runner=SlotRunner(10, 2, choose_by_hash), num_total_blocks=10, **settings)
+    crowded = run(tight, [request])
+    roomy = run(make_engine(runner=SlotRunner(64, 2, choose_by_hash), **settings), [request])
+
+    assert tight.load().num_preemptions_total > 0
+    assert crowded.choices == roomy.choices
+
+
 def test_pool_for_three_serves_32_clients_with_few_preemptions(make_engine: MakeEngine) -> None:
     runner = SlotRunner(30, 4, choose_by_hash)
     engine = make_engine(runner=runner, num_total_blocks=30, max_running_sequences=32)
