@@ -4,8 +4,8 @@
 // read the slot. Values longer than a slot go in pieces. Pieces take two slots in turn: whoever has
 // written piece p has read piece p - 1, so slot p % 2 is free for piece p + 2 when every rank has
 // written p + 1, and nobody ever waits to be read. A rank sums in rank order, so all have the same
-// bits. The lowest bit of a ticket says that the group is broken: one load sees both, and a sleeper's
-// word changes when it breaks. Nothing here is ever locked, so a rank may be killed anywhere.
+// bits. The lowest bit of a ticket says that the group is broken: one load sees both, and the word
+// that a sleeper watches changes. Nothing here is ever locked, so a rank may be killed anywhere.
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <sched.h>
@@ -117,8 +117,8 @@ void fail(shoal_group* group, uint32_t reason, int32_t rank) {
 }
 
 Seen look(uint32_t ticket, uint32_t target) {
-  // Tickets wrap around; ranks are never more than two pieces apart. What a rank wrote before it left
-  // counts, so that a group can end with a collective.
+  // Tickets wrap around; ranks are never more than two pieces apart. What a rank wrote before it
+  // left counts, so that a group can end with a collective.
   if (static_cast<int32_t>(ticket - target) >= 0) return Seen::kTicket;
   return ticket & kBroken ? Seen::kBreak : Seen::kNothing;
 }
