@@ -26,6 +26,7 @@ from rich.text import Text
 from cluster.local.progress import Phase, PhaseEvent
 
 _TITLES: dict[Phase, str] = {
+    "download": "Download",
     "ray": "Ray",
     "serve": "Serve",
     "weights": "Weights",

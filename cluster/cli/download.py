@@ -23,7 +23,11 @@ def download(
     HF_TOKEN, HF_ENDPOINT (a mirror) and HF_HUB_OFFLINE are respected. Cut short, it goes on from
     there the next time; several may run on one shared volume.
     """
-    from cluster.download import Hub, download_weights
+    from cluster.download import Hub, Watcher, download_weights
+
+    class Lines(Watcher):
+        def tell(self, line: str) -> None:
+            print(line, flush=True)
 
     for number in (signal.SIGTERM, signal.SIGINT):  # the first process of a container has no others
         signal.signal(number, _stop)
@@ -32,7 +36,7 @@ def download(
         folder,
         revision=revision,
         hub=Hub.from_environment(),
-        tell=lambda line: print(line, flush=True),
+        watcher=Lines(),
     )
     size_gb = sum(marker.files.values()) / 1e9
     print(

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cluster.local.folder import RunState
     from cluster.local.interrupts import Interrupts
     from cluster.local.supervisor import Deployment
-    from cluster.plan import Options
+    from cluster.plan import Fetch, Options
+    from cluster.planner import Machine
 
     from .question import Question
 
@@ -28,7 +29,14 @@ def up(
         Path | None, typer.Argument(help="Configuration file; without one, the demo model.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A preset's name, or a folder with a model's files.")
+        str | None,
+        typer.Option(
+            help="A preset's name, a folder with a model's files, or where a hub has them, as"
+            " Qwen/Qwen2.5-7B-Instruct."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the hub's repository.")
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on (default: 127.0.0.1; 0.0.0.0: all).")
@@ -58,14 +66,17 @@ def up(
     from cluster.local.detached import DetachedStart
     from cluster.local.interrupts import Interrupts
     from cluster.plan import Options
+    from cluster.planner import Machine
 
     from .display import make_display
+    from .fetch import ModelFetcher
     from .question import Question
 
     if once and detach:
         raise UsageError("--once and --detach exclude each other")
     options = Options(
         model=model,
+        revision=revision,
         host=host,
         port=port,
         allow_anonymous=allow_anonymous or None,
@@ -74,7 +85,11 @@ def up(
     console = Console(soft_wrap=True, highlight=False)
     with Interrupts() as interrupts:
         _refuse_or_clean(name, console)
-        deployment, access, choices = plan_deployment(config, options, wants_new_key=new_key)
+        machine = Machine.detect()
+        fetch = ModelFetcher(console, interrupts, available_bytes=machine.available_bytes)
+        deployment, access, choices = plan_deployment(
+            config, options, wants_new_key=new_key, machine=machine, fetch=fetch
+        )
         question = Question.prepare(access, key_file) if ask or once else None
         console.print("\n".join(choices), style="dim", markup=False)
         _print_access(console, access)
@@ -91,11 +106,17 @@ def up(
 
 
 def plan_deployment(
-    config: Path | None, options: Options, *, wants_new_key: bool
+    config: Path | None,
+    options: Options,
+    *,
+    wants_new_key: bool,
+    machine: Machine | None = None,
+    fetch: Fetch | None = None,
 ) -> tuple[Deployment, Access, list[str]]:
     """Load, check and resolve the configuration, and render what Serve is asked to run.
 
-    The third value tells what was chosen for this machine, and why.
+    The third value tells what was chosen for this machine (by default, the one that this runs on),
+    and why. `fetch` brings models that have a repository and no folder.
 
     Raises:
         UsageError: every problem of the configuration, a model that does not fit, a port that is
@@ -109,9 +130,9 @@ def plan_deployment(
     from cluster.planner import Machine, check_local, explain, resolve, with_predictions
     from serve.errors import SetupError
 
-    machine = Machine.detect()
+    machine = machine or Machine.detect()
     try:
-        resolved = resolve(load_config(config, options=options), machine)
+        resolved = resolve(load_config(config, options=options, fetch=fetch), machine)
         check_local(resolved, machine)
         resolved = with_predictions(resolved, machine)
     except SetupError as exc:

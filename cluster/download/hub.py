@@ -1,36 +1,38 @@
-"""A hub's public HTTP API, as far as weights need it: what a revision holds, and bytes from a file.
+"""A hub as far as weights need it: what a revision holds, and bytes from a file.
 
-Not a login and not an upload. The variables of its own clients are respected: HF_ENDPOINT (a
-mirror), HF_TOKEN, HF_HUB_OFFLINE. The one decision: only files that a model needs and that cannot
-run code are looked at: safetensors, JSON, the tokenizer's texts and the chat template.
+`huggingface_hub` asks and says no (endpoint, login, gated repositories, offline mode): here its
+answers become a `Snapshot`, and its errors plain words. The one decision: the bytes themselves are
+read here. Its own download throws a part away when its process ends, and does not check digests.
+Only files that a model needs and that cannot run code are looked at: safetensors, JSON, the
+tokenizer's texts and the chat template.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 from cluster.errors import DownloadError
 
 if TYPE_CHECKING:
-    import httpx
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoSibling
 
-_ENDPOINT = "https://huggingface.co"
 _WEIGHTS = "*.safetensors"
-_WANTED = (_WEIGHTS, "*.json", "merges.txt", "vocab.txt", "*.jinja")
+WANTED = (_WEIGHTS, "*.json", "merges.txt", "vocab.txt", "*.jinja")
+UNWANTED = ("*/*", ".*")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CONNECT_TIMEOUT_S = 15.0
 _READ_TIMEOUT_S = 60.0
-_TRUE = {"1", "on", "yes", "true"}
 _TOKEN_HINT = (
-    "Set HF_TOKEN to a token that may read it; in the chart: a Secret named in auth.hfToken."
+    "Set HF_TOKEN to a token that may read it, or log in with `hf auth login`; in the chart: a"
+    " Secret named in auth.hfToken."
 )
 
 
@@ -77,19 +79,18 @@ class HubError(Exception):
 class Hub:
     """One hub, asked over HTTP with the user's token."""
 
-    def __init__(self, endpoint: str = _ENDPOINT, *, token: str = "", is_offline: bool = False):
+    def __init__(self, endpoint: str, *, token: str = "", is_offline: bool = False) -> None:
         self.endpoint = endpoint.rstrip("/")
         self.is_offline = is_offline
         self._token = token
-        self._client: httpx.Client | None = None
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Hub:
-        """The hub that the variables of the hub's own clients name."""
+    def from_environment(cls) -> Hub:
+        """The hub of HF_ENDPOINT, HF_TOKEN (or a login) and HF_HUB_OFFLINE."""
+        from huggingface_hub import constants, get_token
+
         return cls(
-            environment.get("HF_ENDPOINT") or _ENDPOINT,
-            token=environment.get("HF_TOKEN", "").strip(),
-            is_offline=environment.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE,
+            constants.ENDPOINT, token=get_token() or "", is_offline=constants.is_offline_mode()
         )
 
     def describe(self, repository: str, revision: str) -> Snapshot:
@@ -100,14 +101,18 @@ class Hub:
         """
         if self.is_offline:
             raise DownloadError(
-                f"{repository} at {revision} is not in the folder, and HF_HUB_OFFLINE is set",
-                hint="Unset HF_HUB_OFFLINE, or put the weights there and switch the download off.",
+                f"{repository} at {revision} is not on this machine, and HF_HUB_OFFLINE is set",
+                hint="Unset HF_HUB_OFFLINE, or give a folder that has the files.",
             )
-        path = f"/api/models/{quote(repository)}/revision/{quote(revision, safe='')}?blobs=true"
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self.endpoint, token=self._token or False)
         try:
-            with self._get(path, {}) as response:
-                response.read()
-                return _parse(repository, response.json())
+            with self._plain_errors(repository, revision):
+                info = api.model_info(
+                    repository, revision=revision, files_metadata=True, timeout=_CONNECT_TIMEOUT_S
+                )
+            return _parse(repository, info)
         except HubError as exc:
             raise exc.error from exc
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -125,83 +130,115 @@ class Hub:
         Raises:
             HubError: the hub refused or went away, also while the bytes are read.
         """
-        path = f"/{quote(snapshot.repository)}/resolve/{quote(snapshot.commit)}/{quote(file.name)}"
-        headers = {"Accept-Encoding": "identity"}  # an offset counts bytes of the file itself
+        import httpx2
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+        )
+
+        url = hf_hub_url(
+            snapshot.repository, file.name, revision=snapshot.commit, endpoint=self.endpoint
+        )
+        headers = build_hf_headers(token=self._token or False)
+        headers["Accept-Encoding"] = "identity"  # an offset counts bytes of the file itself
         if offset:
             headers["Range"] = f"bytes={offset}-"
-        with self._get(path, headers) as response:
+        timeout = httpx2.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+        with (
+            self._plain_errors(snapshot.repository, snapshot.commit),
+            get_session().stream(
+                "GET", url, headers=headers, timeout=timeout, follow_redirects=True
+            ) as response,
+        ):
+            hf_raise_for_status(response)
             yield response.status_code == 206, response.iter_raw()
 
     @contextlib.contextmanager
-    def _get(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        import httpx
+    def _plain_errors(self, repository: str, revision: str) -> Iterator[None]:
+        """Raise what `huggingface_hub` and its HTTP client raise as a `HubError`."""
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        if self._client is None:
-            timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-            self._client = httpx.Client(follow_redirects=True, timeout=timeout)
-        # The client drops this header where a redirect leads to another host.
-        sent = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
-            with self._client.stream(
-                "GET", self.endpoint + path, headers={**sent, **headers}
-            ) as response:
-                if not response.is_success:
-                    response.read()
-                    raise HubError(self._refusal(path, response), status=response.status_code)
-                yield response
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            yield
+        except HfHubHTTPError as exc:
+            error = self._refusal(repository, revision, exc)
+            raise HubError(error, status=exc.response.status_code) from exc
+        except HFValidationError as exc:
+            error = DownloadError(
+                f"{repository!r} is not the name of a repository: {exc}",
+                hint="It is written as Qwen/Qwen2.5-7B-Instruct; a folder must exist.",
+            )
+            raise HubError(error, status=400) from exc
+        except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as exc:
             reason = str(exc) or type(exc).__name__
             error = DownloadError(
                 f"cannot reach {self.endpoint}: {reason}",
-                hint="Look at the network, or name a mirror in HF_ENDPOINT; what has arrived is"
-                " kept, and the next start goes on from there.",
+                hint="Look at the network, name a mirror in HF_ENDPOINT, or give a folder that has"
+                " the files (`shoal up --model FOLDER`). What has arrived is kept, and the next"
+                " start goes on from there.",
             )
             raise HubError(error, status=0) from exc
 
-    def _refusal(self, path: str, response: httpx.Response) -> DownloadError:
-        status, code = response.status_code, response.headers.get("x-error-code", "")
-        said = response.headers.get("x-error-message", "") or response.reason_phrase
-        where = path.partition("?")[0]
-        if code == "RevisionNotFound":
-            return DownloadError(f"{self.endpoint} has no such revision: {where}")
-        if code == "GatedRepo":
+    def _refusal(self, repository: str, revision: str, exc: HfHubHTTPError) -> DownloadError:
+        from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+
+        status = exc.response.status_code
+        said = exc.server_message or exc.response.reason_phrase
+        if isinstance(exc, RevisionNotFoundError):
+            return DownloadError(f"{self.endpoint} has no revision {revision!r} of {repository}")
+        if isinstance(exc, GatedRepoError):
             return DownloadError(
-                f"{where} is gated: its owner wants terms accepted first (HTTP {status}: {said})",
-                hint=f"Accept them on its page at {self.endpoint}. {_TOKEN_HINT}",
+                f"{repository} is gated: its owner wants terms accepted first"
+                f" (HTTP {status}: {said})",
+                hint=f"Accept them at {self.endpoint}/{repository}. {_TOKEN_HINT}",
             )
         if status in (401, 403):
             what = "refuses this token" if self._token else "wants a token"
             return DownloadError(
-                f"{self.endpoint} {what} for {where}, or has no such repository"
+                f"{self.endpoint} {what} for {repository}, or has no such repository"
                 f" (HTTP {status}: {said})",
-                hint=_TOKEN_HINT,
+                hint=f"Look at the spelling. {_TOKEN_HINT}",
             )
         if status == 404:
-            return DownloadError(f"{self.endpoint} has no {where}", hint="Look at the spelling.")
-        return DownloadError(f"{self.endpoint} answers HTTP {status} for {where}: {said}")
+            return DownloadError(
+                f"{self.endpoint} has no {repository} (HTTP 404: {said})",
+                hint="Look at the spelling; a folder must exist to be meant.",
+            )
+        return DownloadError(f"{self.endpoint} answers HTTP {status} for {repository}: {said}")
 
 
-def _parse(repository: str, answer: Mapping[str, Any]) -> Snapshot:
-    names = [entry["rfilename"] for entry in answer["siblings"]]
-    files = tuple(
-        _parse_file(entry)
-        for entry in answer["siblings"]
-        if "/" not in entry["rfilename"]
-        and not entry["rfilename"].startswith(".")
-        and any(fnmatch(entry["rfilename"], pattern) for pattern in _WANTED)
+def is_wanted(name: str) -> bool:
+    """Whether a model needs the file, which is one of the repository's top folder."""
+    return any(fnmatch(name, pattern) for pattern in WANTED) and not any(
+        fnmatch(name, pattern) for pattern in UNWANTED
     )
+
+
+def _parse(repository: str, info: ModelInfo) -> Snapshot:
+    siblings = info.siblings or []
+    names = [entry.rfilename for entry in siblings]
+    files = tuple(_parse_file(entry) for entry in siblings if is_wanted(entry.rfilename))
     if not any(file.is_weights for file in files):
         pickles = [name for name in names if any(fnmatch(name, kind) for kind in _PICKLES)]
         but = f": {pickles[0]} is a pickle, which can run code" if pickles else ""
         raise DownloadError(f"{repository} has no *.safetensors{but}")
     if "config.json" not in names:
         raise DownloadError(f"{repository} has no config.json")
-    return Snapshot(repository, str(answer["sha"]), files)
+    return Snapshot(repository, _digest(info.sha), files)
 
 
-def _parse_file(entry: Mapping[str, Any]) -> RemoteFile:
-    large = entry.get("lfs")
-    size, digest = (large["size"], large["sha256"]) if large else (entry["size"], entry["blobId"])
-    if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"digest {digest[:80]!r}")
-    return RemoteFile(entry["rfilename"], int(size), digest)
+def _parse_file(entry: RepoSibling) -> RemoteFile:
+    if entry.lfs is not None:
+        return RemoteFile(entry.rfilename, int(entry.lfs.size), _digest(entry.lfs.sha256))
+    if entry.size is None:
+        raise ValueError(f"{entry.rfilename} without a size")
+    return RemoteFile(entry.rfilename, entry.size, _digest(entry.blob_id))
+
+
+def _digest(text: str | None) -> str:
+    """`text`, which becomes a file's name: nothing but a digest may."""
+    if text is None or not _DIGEST.fullmatch(text):
+        raise ValueError(f"digest {str(text)[:80]!r}")
+    return text

@@ -1,7 +1,8 @@
 """Bytes of a snapshot's files onto a volume: some files at a time, each going on where it stopped.
 
 A file grows as `.shoal-partial/<digest>`, so that bytes of one content never continue another's,
-and takes its name by a rename once its size and digest are right.
+and takes its place by a rename once its size and digest are right. Threads that wait for a hub die
+with the process: whoever ends it does not wait for a silent connection.
 """
 
 from __future__ import annotations
@@ -9,21 +10,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import queue
 import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import DownloadError
+from cluster.errors import DownloadError, InterruptedStartError
 
 from .hub import Hub, HubError, RemoteFile, Snapshot
 
 _PARTIAL = ".shoal-partial"
 _NUM_FILES_AT_ONCE = 4
 _TELL_PERIOD_S = 5.0
+_POLL_S = 0.1
 _MAX_FAILURES = 6
 _FIRST_PAUSE_S = 1.0
 _BLOCK_BYTES = 1 << 22
@@ -42,8 +45,38 @@ class Pace:
     tell_period_s: float = _TELL_PERIOD_S
 
 
+PATIENT = Pace()
+
+
+class Watcher:
+    """Whoever sees a download go on; this one says nothing and never ends it."""
+
+    def tell(self, line: str) -> None:
+        """What happens, in a line: the beginning, every failure, a lock."""
+
+    def tell_rate(self, line: str) -> None:
+        """How far and how fast, in a line, every few seconds."""
+        self.tell(line)
+
+    def on_progress(self, num_bytes: int, num_total_bytes: int) -> None:
+        """Bytes that have arrived, several times a second."""
+
+    def is_stopped(self) -> bool:
+        """Whether the download shall end here; what has arrived is kept."""
+        return False
+
+
 class Transfer:
-    """Fetches files of one snapshot into a folder that this process has locked."""
+    """Fetches files of one snapshot into a folder that this process has locked.
+
+    Args:
+        hub: who has the files.
+        snapshot: what they are.
+        folder: holds the parts, and the lock.
+        place: where a file goes, on the same volume.
+        watcher: is told, and asked whether to go on.
+        pace: how patient it is.
+    """
 
     def __init__(
         self,
@@ -51,14 +84,16 @@ class Transfer:
         snapshot: Snapshot,
         folder: Path,
         *,
-        tell: Callable[[str], None],
+        place: Callable[[RemoteFile], Path],
+        watcher: Watcher,
         pace: Pace,
     ) -> None:
         self._hub = hub
         self._snapshot = snapshot
         self._folder = folder
         self._partial = folder / _PARTIAL
-        self._tell = tell
+        self._place_of = place
+        self._watcher = watcher
         self._pace = pace
         self._is_stopped = threading.Event()
 
@@ -71,20 +106,21 @@ class Transfer:
         self._partial.mkdir(exist_ok=True)
         wanted = [file for file in files if not self._is_in_place(file)]
         self._check_space(wanted)
-        with ThreadPoolExecutor(_NUM_FILES_AT_ONCE) as pool:
-            try:
-                self._follow([pool.submit(self._bring, file) for file in wanted], wanted)
-            except BaseException:
-                self._is_stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        futures, threads = self._start(wanted)
+        try:
+            self._follow(futures, wanted)
+        except BaseException:
+            self._is_stopped.set()
+            raise
+        for thread in threads:
+            thread.join()
 
     def clean(self) -> None:
         """Remove what is left of parts, those of other revisions too."""
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _is_in_place(self, file: RemoteFile) -> bool:
-        path = self._folder / file.name
+        path = self._place_of(file)
         if _size(path) == file.size and _has_digest(path, file):
             return True
         path.unlink(missing_ok=True)
@@ -104,37 +140,69 @@ class Transfer:
             hint=f"The model takes {total / _GB:.1f} GB; in the chart: weights.pvc.size.",
         )
 
+    def _start(
+        self, files: Sequence[RemoteFile]
+    ) -> tuple[list[Future[None]], list[threading.Thread]]:
+        """Let some threads bring the files, one after the other."""
+        waiting: queue.SimpleQueue[tuple[RemoteFile, Future[None]]] = queue.SimpleQueue()
+        futures: list[Future[None]] = []
+        for file in files:
+            futures.append(Future())
+            waiting.put((file, futures[-1]))
+        threads = [
+            threading.Thread(target=self._work, args=(waiting,), daemon=True)
+            for _ in range(min(_NUM_FILES_AT_ONCE, len(files)))
+        ]
+        for thread in threads:
+            thread.start()
+        return futures, threads
+
+    def _work(self, waiting: queue.SimpleQueue[tuple[RemoteFile, Future[None]]]) -> None:
+        while not self._is_stopped.is_set():
+            try:
+                file, future = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self._bring(file)
+                future.set_result(None)
+            except BaseException as exc:
+                future.set_exception(exc)
+
     def _follow(self, futures: Sequence[Future[None]], files: Sequence[RemoteFile]) -> None:
-        """Tell how far it is until all are done, or one has failed."""
+        """Tell how far it is until all are done, or one has failed, or nobody wants it."""
         total = sum(file.size for file in files)
         began, first = time.monotonic(), self._num_bytes(files)
+        next_line = began + self._pace.tell_period_s
         pending = set(futures)
         while pending:
-            done, pending = wait(
-                pending, timeout=self._pace.tell_period_s, return_when=FIRST_EXCEPTION
-            )
+            done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
-            if pending:
-                now = self._num_bytes(files)
+            if self._watcher.is_stopped():
+                raise InterruptedStartError(
+                    "stopped; what has arrived is kept, and the next start goes on from there"
+                )
+            now = self._num_bytes(files)
+            self._watcher.on_progress(now, total)
+            if pending and time.monotonic() > next_line:
+                next_line += self._pace.tell_period_s
                 speed = (now - first) / (time.monotonic() - began)
                 rest = f", {(total - now) / speed:.0f} s to go" if speed > 0 else ""
-                self._tell(
+                self._watcher.tell_rate(
                     f"{now / _GB:.2f} of {total / _GB:.2f} GB ({100 * now / max(total, 1):.0f} %),"
                     f" {speed / 1e6:.0f} MB/s{rest}"
                 )
 
     def _num_bytes(self, files: Sequence[RemoteFile]) -> int:
         """Bytes that have arrived."""
-        return sum(
-            max(_size(self._part(file)), _size(self._folder / file.name), 0) for file in files
-        )
+        return sum(max(_size(self._part(file)), _size(self._place_of(file)), 0) for file in files)
 
     def _part(self, file: RemoteFile) -> Path:
         return self._partial / file.digest
 
     def _bring(self, file: RemoteFile) -> None:
-        """One file, whatever it takes; the thread of the pool."""
+        """One file, whatever it takes; runs in a thread."""
         num_failures = 0
         while (size := _size(self._part(file))) != file.size:
             try:
@@ -144,7 +212,7 @@ class Transfer:
                 if not exc.is_temporary or num_failures >= self._pace.max_failures:
                     raise exc.error from exc
                 pause_s = self._pace.first_pause_s * 2 ** (num_failures - 1)
-                self._tell(f"{file.name}: {exc}; again in {pause_s:g} s")
+                self._watcher.tell(f"{file.name}: {exc}; again in {pause_s:g} s")
                 self._is_stopped.wait(pause_s)
             except OSError as exc:
                 if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -184,7 +252,7 @@ class Transfer:
                 f"{file.name} arrived damaged (its digest is not {file.digest}) and is removed",
                 hint="Start the download again; if it stays so, look at the mirror or the volume.",
             )
-        part.replace(self._folder / file.name)
+        part.replace(self._place_of(file))
 
 
 def _has_digest(path: Path, file: RemoteFile) -> bool:

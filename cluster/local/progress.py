@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Phase = Literal["ray", "serve", "weights", "warm_up", "ready"]
+Phase = Literal["download", "ray", "serve", "weights", "warm_up", "ready"]
 
 
 @dataclass(frozen=True, slots=True)

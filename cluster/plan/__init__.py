@@ -7,6 +7,8 @@ see one document and all problems come out at once.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from .schema_problems import schema_problems
 __all__ = [
     "DEMO_MODEL_PATH",
     "DEMO_PRESET",
+    "Fetch",
     "Options",
     "configs_path",
     "load_config",
@@ -31,6 +34,10 @@ __all__ = [
 DEMO_PRESET = "demo"
 DEMO_MODEL_PATH = Path(__file__).resolve().parents[2] / "serve" / "demo"
 _NO_FILE = Place("the default configuration")
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_DEFAULT_REVISION = "main"
+
+Fetch = Callable[[str, str], Path]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Options:
     """What the command line says over the file: None where it says nothing."""
 
     model: str | None = None
+    revision: str | None = None
     host: str | None = None
     port: int | None = None
     allow_anonymous: bool | None = None
@@ -45,12 +53,18 @@ class Options:
 
 
 def load_config(
-    path: Path | None, *, options: Options = Options(), needs_weights: bool = True
+    path: Path | None,
+    *,
+    options: Options = Options(),
+    needs_weights: bool = True,
+    fetch: Fetch | None = None,
 ) -> ShoalConfig:
     """The configuration of a file (None: the demo model), presets merged, options applied.
 
     Relative model folders and keys files are relative to the file that names them. Without
     `needs_weights` a preset whose shape is published may go without a folder: enough for a plan.
+    With `fetch`, a model that names a repository and no folder gets the one that
+    `fetch(repository, revision)` returns, once nothing else is wrong.
 
     Raises:
         ConfigurationError: every problem, a line each, as `file:line: key: message`.
@@ -63,7 +77,12 @@ def load_config(
         problems += _merge_hardware(document)
         problems += _merge_models(document, folder=path.parent if path else Path())
         problems += schema_problems(document)
-        problems += check_values(document, needs_weights=needs_weights)
+        problems += check_values(
+            document, needs_weights=needs_weights, is_fetched=fetch is not None
+        )
+        if fetch is not None and not problems:
+            _fetch_models(document, fetch)
+            problems += check_values(document)
     if problems:
         raise ConfigurationError("\n".join(_in_order(problems)))
     return ShoalConfig.model_validate(document.values)
@@ -74,22 +93,31 @@ def _apply_options(document: Document, options: Options, *, has_file: bool) -> N
     if model is None and not has_file:
         document.put(("models",), [{"preset": DEMO_PRESET}], place=_NO_FILE)
     elif model is not None:
-        place = Place("--model")
-        is_preset = model in preset_names("models")
-        is_folder = "/" in model or Path(model).expanduser().is_dir()
-        key = "path" if is_folder and not is_preset else "preset"
-        value = str(Path(model).expanduser().resolve()) if key == "path" else model
-        document.put(("models",), [{key: value}], place=place)
+        document.put(("models",), [_named_model(model)], place=Place("--model"))
     for key in ("host", "port", "allow_anonymous"):
         value = getattr(options, key)
         if value is not None:
             place = Place("--" + key.replace("_", "-"))
             document.put(("http", key), value, place=place)
-    if options.replicas is not None:
-        entries = document.values.get("models")
-        for index in range(len(entries) if isinstance(entries, list) else 0):
+    entries = document.values.get("models")
+    for index in range(len(entries) if isinstance(entries, list) else 0):
+        if options.revision is not None:
+            document.put(("models", index, "revision"), options.revision, place=Place("--revision"))
+        if options.replicas is not None:
             bounds = {"min": options.replicas, "max": options.replicas}
             document.put(("models", index, "replicas"), bounds, place=Place("--replicas"))
+
+
+def _named_model(text: str) -> dict[str, str]:
+    """What `--model` means: a preset, a folder, a repository; a path that is none is a folder."""
+    folder = Path(text).expanduser()
+    if text in preset_names("models"):
+        return {"preset": text}
+    if not folder.is_dir() and _REPOSITORY.fullmatch(text):
+        return {"repository": text}
+    if folder.is_dir() or "/" in text:
+        return {"path": str(folder.resolve())}
+    return {"preset": text}
 
 
 def _place_keys_file(document: Document, *, folder: Path) -> None:
@@ -146,10 +174,19 @@ def _merge_model(
         if name == DEMO_PRESET and "path" not in entry:
             place = document.place_of((*path, "preset"))
             document.put((*path, "path"), str(DEMO_MODEL_PATH), place=place)
-    if "name" not in entry and isinstance(entry.get("path"), str):
-        place = document.place_of((*path, "path"))
-        document.put((*path, "name"), Path(entry["path"]).name.lower(), place=place)
+    for key in ("path", "repository"):
+        if "name" not in entry and isinstance(entry.get(key), str):
+            place = document.place_of((*path, key))
+            document.put((*path, "name"), Path(entry[key]).name.lower(), place=place)
     return problems
+
+
+def _fetch_models(document: Document, fetch: Fetch) -> None:
+    for index, entry in enumerate(document.values["models"]):
+        if "repository" in entry and entry.get("path") is None and entry.get("stand_in") is None:
+            folder = fetch(entry["repository"], entry.get("revision") or _DEFAULT_REVISION)
+            place = document.place_of(("models", index, "repository"))
+            document.put(("models", index, "path"), str(folder), place=place)
 
 
 def _replace(document: Document, path: KeyPath, value: Any) -> None:

@@ -18,18 +18,26 @@ from serve.errors import CheckpointError, ConfigurationError
 
 from .document import Document, KeyPath, Problem, render_path
 from .presets import preset_names
-from .shapes import preset_shape
+from .shapes import preset_shape, published_shape
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?)+")
 
 
-def check_values(document: Document, *, needs_weights: bool = True) -> list[Problem]:
-    """Every problem of the document that needs more than its schema."""
+def check_values(
+    document: Document, *, needs_weights: bool = True, is_fetched: bool = False
+) -> list[Problem]:
+    """Every problem of the document that needs more than its schema.
+
+    `is_fetched`: a model that names a repository will get its folder from there.
+    """
     problems = [*_check_host(document), *_check_names(document)]
     for index, entry in enumerate(_entries(document)):
         if isinstance(entry, dict):
             path = ("models", index)
-            problems += _check_model(document, path, entry, needs_weights=needs_weights)
+            will_come = is_fetched and isinstance(entry.get("repository"), str)
+            problems += _check_model(
+                document, path, entry, needs_weights=needs_weights, will_come=will_come
+            )
     return problems
 
 
@@ -88,7 +96,12 @@ def _check_names(document: Document) -> Iterator[Problem]:
 
 
 def _check_model(
-    document: Document, path: KeyPath, entry: dict[str, Any], *, needs_weights: bool
+    document: Document,
+    path: KeyPath,
+    entry: dict[str, Any],
+    *,
+    needs_weights: bool,
+    will_come: bool,
 ) -> Iterator[Problem]:
     if entry.get("stand_in") is not None:
         return
@@ -96,6 +109,11 @@ def _check_model(
     if folder is None:
         preset = entry.get("preset")
         if preset is not None and preset not in preset_names("models"):
+            return
+        if will_come:
+            published = published_shape(entry["repository"])
+            if published is not None:
+                yield from _check_shape(document, path, entry, published)
             return
         published = None if needs_weights or preset is None else preset_shape(preset)
         if published is not None:
@@ -106,7 +124,7 @@ def _check_model(
             document,
             path,
             f"{what}: give the folder with config.json, tokenizer.json and *.safetensors as"
-            " `path:` or by `shoal up --model FOLDER`",
+            " `path:` or by `shoal up --model FOLDER`, or a hub's `repository:`",
         )
         return
     if not isinstance(folder, str):

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from cluster.download import Hub, Marker, Pace, download_weights
+from cluster.download import Hub, Marker, Pace, Watcher, download_weights
 
 REPOSITORY = "shoal/demo"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -61,6 +61,22 @@ class StandInHub:
             siblings.append(entry)
         return {"id": REPOSITORY, "sha": "", "siblings": siblings}
 
+    def tree(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "type": "file",
+                "path": entry["rfilename"],
+                "size": entry["size"],
+                "oid": entry["blobId"],
+                **(
+                    {"lfs": {**entry["lfs"], "oid": entry["lfs"]["sha256"]}}
+                    if "lfs" in entry
+                    else {}
+                ),
+            }
+            for entry in self.description()["siblings"]
+        ]
+
     def ranges(self, name: str) -> list[str]:
         """The Range of each GET of a file, in order; "" for the whole."""
         return [headers.get("range", "") for path, headers in self.requests if path == f"/s/{name}"]
@@ -88,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "RepoNotFound")
         elif path.startswith(f"/api/models/{REPOSITORY}/revision/"):
             self._describe(path.rpartition("/revision/")[2])
+        elif path.startswith(f"/api/models/{REPOSITORY}/tree/"):
+            self._answer(200, json.dumps(self.hub.tree()).encode())
         elif path.startswith(f"/{REPOSITORY}/resolve/"):
             self._resolve(path.rpartition("/")[2])
         else:
@@ -179,13 +197,35 @@ def hub() -> Iterator[StandInHub]:
         thread.join()
 
 
+class Watched(Watcher):
+    """Keeps what it is told; ends the download once it is `stopped`."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.progress: list[tuple[int, int]] = []
+        self.stopped = threading.Event()
+
+    def tell(self, line: str) -> None:
+        self.lines.append(line)
+
+    def on_progress(self, num_bytes: int, num_total_bytes: int) -> None:
+        self.progress.append((num_bytes, num_total_bytes))
+
+    def is_stopped(self) -> bool:
+        return self.stopped.is_set()
+
+
 @dataclass
 class Downloads:
     """What a test does: fetch the repository into one folder."""
 
     hub: StandInHub
     folder: Path
-    lines: list[str] = field(default_factory=list)
+    watcher: Watched = field(default_factory=lambda: Watched())
+
+    @property
+    def lines(self) -> list[str]:
+        return self.watcher.lines
 
     def __call__(
         self, revision: str = "main", *, token: str = "", address: str | None = None
@@ -196,7 +236,7 @@ class Downloads:
             self.folder,
             revision=revision,
             hub=Hub(endpoint, token=token),
-            tell=self.lines.append,
+            watcher=self.watcher,
             pace=QUICK,
         )
 
