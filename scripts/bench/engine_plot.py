@@ -14,20 +14,19 @@ def plot_engines(path: Path) -> Path:
     """Draw the results in `path`; returns the picture's path."""
     content = json.loads(path.read_text())
     limits = content["limits_tokens_per_s"]
-    figure, axes = new_figure(len(limits), width=4.2 * len(limits), height=4.2)
-    for one, (name, by_round) in zip(axes, limits.items(), strict=True):
-        speeds = _speeds(content, name)
+    panels = {name: speeds for name in limits if (speeds := _speeds(content, name))}
+    figure, axes = new_figure(len(panels), width=4.2 * len(panels), height=4.2)
+    for one, (name, speeds) in zip(axes, panels.items(), strict=True):
         keys = sorted(speeds, key=lambda key: speeds[key])
         colours = [OURS if key.startswith("shoal") else PEER for key in keys]
         drawn = one.barh(keys, [speeds[key] for key in keys], color=colours)
         one.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8)
-        limit = statistics.median(by_round.values())
-        one.axvline(limit, color=LIMIT, linestyle="--", label=f"limit {limit:.0f}")
+        limit = statistics.median(limits[name].values())
+        one.axvline(limit, color=LIMIT, linestyle="--")
         one.set_xlim(0, 1.15 * max([limit, *speeds.values()]))
-        one.set_title(name, fontsize=11)
+        one.set_title(f"{name}\nlimit {limit:,.0f} (dashed)", fontsize=10)
         one.set_xlabel("tokens a second")
         one.tick_params(axis="y", labelsize=8)
-        one.legend(loc="lower right", fontsize=8, frameon=False)
     machine = content["machine"]
     figure.suptitle(
         f"Qwen2.5-0.5B's shape on {machine['num_cores']} cores of {machine['cpu']};"

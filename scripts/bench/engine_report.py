@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict
 from typing import Any
 
@@ -45,12 +46,8 @@ def show(measured: Measured, asked: list[Workload], limits: RoundLimits) -> None
     for key in engines:
         cells = [_cell(measured, name, tables[name].get(key), key) for name in tables]
         print(f"| {key} | " + " | ".join(cells) + " |")
-    cells = [f"{_last(limits[name]):.1f}" for name in tables]
+    cells = [f"{statistics.median(limits[name].values()):.1f}" for name in tables]
     print("| the machine's limit | " + " | ".join(cells) + " |")
-
-
-def _last(by_round: dict[int, float]) -> float:
-    return max(by_round.values())
 
 
 def _cell(measured: Measured, name: str, speeds: Speeds | None, key: str) -> str:

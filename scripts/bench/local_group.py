@@ -64,7 +64,8 @@ class LocalGroup:
     @property
     def kernels(self) -> str:
         """Which kernels compute, in the runner's words."""
-        return str(getattr(self.shard.runner, "kernels", "torch"))
+        kernels: str = self.shard.runner.facts.kernels
+        return kernels
 
     def add(
         self, prompt: list[int], *, num_tokens: int, namespace: bytes = b"", **sampling: Any
