@@ -33,7 +33,8 @@ class EchoDispatcher:
 
     A script that ends before `max_tokens` ends with finish reason "stop", else "length". Set
     `refusal` to refuse what follows, `failure` to end streams after `failure_after_steps`; clear
-    `may_admit` to admit nothing for a while. `requests` are those that came, `left` the ids of
+    `may_admit` to admit nothing for a while. Of each prompt `num_cached_tokens` are said to be
+    cached. `requests` are those that came, `left` the ids of
     those whose client left (aborted, or cancelled before admission).
     """
 
@@ -51,6 +52,7 @@ class EchoDispatcher:
         self.refusal: ShoalError | None = None
         self.failure: ShoalError | None = None
         self.failure_after_steps = 0
+        self.num_cached_tokens = 0
         self.ready_models = set(models)
         self.may_admit = asyncio.Event()
         self.may_admit.set()
@@ -138,7 +140,16 @@ class EchoDispatcher:
         logprobs = None
         if request.sampling.logprobs is not None:
             logprobs = [_logprobs(token_id, request.sampling.logprobs) for token_id in token_ids]
-        return TokenDelta(request.stream.stream_id, index, start, token_ids, logprobs, reason)
+        is_first = start == 0 and index % request.n == 0
+        return TokenDelta(
+            request.stream.stream_id,
+            index,
+            start,
+            token_ids,
+            logprobs,
+            reason,
+            num_cached_tokens=self.num_cached_tokens if is_first else 0,
+        )
 
 
 def _logprobs(token_id: int, count: int) -> TopLogprobs:

@@ -53,8 +53,9 @@ def choose_at_random() -> Choose:
 
 @pytest.fixture
 def make_json_engine(make_engine: MakeEngine) -> MakeEngine:
-    def make(num_total_blocks: int = 400) -> Engine:
+    def make(num_total_blocks: int = 400, *, lookahead: bool = False) -> Engine:
         return make_engine(
+            lookahead=lookahead,
             runner=SlotRunner(num_total_blocks, 4, choose_at_random()),
             grammars=GRAMMARS,
             eos_token_ids=(EOS,),
@@ -109,13 +110,14 @@ def test_too_small_a_budget_ends_with_length(make_json_engine: MakeEngine) -> No
     assert choice.finish_reason == "length"
 
 
+@pytest.mark.parametrize("lookahead", [False, True])
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 def test_json_is_the_same_in_company_after_preemption_and_resumed(
-    make_json_engine: MakeEngine, spec: GrammarSpec
+    make_json_engine: MakeEngine, spec: GrammarSpec, lookahead: bool
 ) -> None:
     requests = [json_request(seed, spec, max_tokens=60) for seed in range(8)]
     alone = [run(make_json_engine(), [request]).choices[i, 0] for i, request in enumerate(requests)]
-    tight = make_json_engine(24)
+    tight = make_json_engine(24, lookahead=lookahead)
     crowded = run(tight, requests).choices
 
     assert [crowded[i, 0] for i in range(8)] == alone
@@ -126,7 +128,7 @@ def test_json_is_the_same_in_company_after_preemption_and_resumed(
             request = generate_request(
                 9, [5, 6, i], output_token_ids=[sent], seed=i, max_tokens=60, grammar=spec
             )
-            rest = run(make_json_engine(), [request]).choices[9, 0]
+            rest = run(make_json_engine(lookahead=lookahead), [request]).choices[9, 0]
 
             assert sent + rest.token_ids == whole.token_ids
             assert rest.finish_reason == whole.finish_reason

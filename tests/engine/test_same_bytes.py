@@ -48,15 +48,18 @@ def choices_of(engine: Engine) -> list[Choice]:
     return [receiver.choices[i, 0] for i in range(16)]
 
 
+@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("prefix_cache", [False, True])
 def test_alone_in_a_batch_of_16_and_after_preemption_the_bytes_are_the_same(
-    make_engine: MakeEngine,
+    make_engine: MakeEngine, lookahead: bool, prefix_cache: bool
 ) -> None:
     alone = [
         run(make_engine(runner=make_runner(64)), [request]).choices[i, 0]
         for i, request in enumerate(REQUESTS)
     ]
-    roomy = make_engine(runner=make_runner(400), num_total_blocks=400, token_budget=512)
-    tight = make_engine(runner=make_runner(20), num_total_blocks=20, token_budget=20)
+    kind = {"lookahead": lookahead, "prefix_cache": prefix_cache}
+    roomy = make_engine(runner=make_runner(400), num_total_blocks=400, token_budget=512, **kind)
+    tight = make_engine(runner=make_runner(20), num_total_blocks=20, token_budget=20, **kind)
 
     assert choices_of(roomy) == alone
     assert roomy.load().num_preemptions_total == 0

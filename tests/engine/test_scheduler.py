@@ -1,15 +1,17 @@
 """Order, chunks and preemption."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from serve.engine.budget import TokenBudget
 from serve.engine.engine import Engine
-from serve.messages import StepInput
+from serve.messages import StepInput, StepOutput
 from serve.testing.drive import Receiver, generate_request, run
-from serve.testing.slot_runner import SlotRunner, choose_by_hash
+from serve.testing.slot_runner import FinishedOutput, SlotRunner, choose_by_hash
 from serve.testing.stand_in import StandInRunner
 
 MakeEngine = Callable[..., Engine]
@@ -140,6 +142,56 @@ def test_budget_finds_the_largest_step_that_is_short_enough() -> None:
 
     assert max(durations) <= 1.0
     assert durations[-1] >= 0.8
+
+
+class TimedRunner(StandInRunner):
+    """A device on a clock of its own: steps queue up and each takes as long as its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1000, 1000, clock=lambda: 0.0)
+        self.now_s = 0.0
+        self.durations_s: list[float] = []
+        self._free_s = 0.0
+
+    def start(self, step: StepInput) -> None:
+        num_tokens = len(step.decodes) // 4
+        num_tokens += sum(chunk.num_scheduled_tokens for chunk in step.chunks)
+        self.durations_s.append(0.05 + 0.002 * num_tokens)
+        self._free_s = max(self._free_s, self.now_s) + self.durations_s[-1]
+        super().start(step)
+
+    def sample(self, masks: Mapping[int, np.ndarray]) -> FinishedOutput:
+        finished = super().sample(masks)
+        return TimedOutput(finished.output, self, self._free_s)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOutput(FinishedOutput):
+    runner: TimedRunner
+    ready_s: float
+
+    def result(self) -> StepOutput:
+        self.runner.now_s = max(self.runner.now_s, self.ready_s)
+        return self.output
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_budget_learns_the_length_of_steps_that_queue_up(
+    make_engine: MakeEngine, lookahead: bool
+) -> None:
+    runner = TimedRunner()
+    engine = make_engine(
+        runner=runner,
+        clock=lambda: runner.now_s,
+        lookahead=lookahead,
+        token_budget=4096,
+        num_total_blocks=1000,
+        max_model_len=3900,
+    )
+    run(engine, [generate_request(i, list(range(3800)), max_tokens=9, seed=i) for i in range(3)])
+
+    assert max(runner.durations_s) <= 1.0
+    assert sum(duration_s >= 0.8 for duration_s in runner.durations_s) >= 5
 
 
 def test_budget_shrinks_at_once_and_not_below_its_floor() -> None:

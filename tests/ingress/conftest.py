@@ -84,6 +84,7 @@ class Api:
             dispatcher = self.dispatcher
             dispatcher.script, dispatcher.step_s, dispatcher.tokens_per_step = echo, 0.0, 1
             dispatcher.refusal = dispatcher.failure = None
+            dispatcher.num_cached_tokens = 0
             dispatcher.may_admit.set()
             dispatcher.ready_models = {"echo", "org/other"}
             dispatcher.requests.clear()

@@ -173,6 +173,14 @@ def test_every_route_answers_with_a_key_and_to_nobody_without(locked: Api) -> No
     assert locked.dispatcher.requests == []
 
 
+def test_a_request_s_prefixes_are_cached_for_its_key_alone(locked: Api) -> None:
+    response = locked.client.post(
+        "/v1/completions", json={"prompt": "hello"}, headers={"authorization": f"Bearer {KEY}"}
+    )
+    assert response.status_code == 200
+    assert locked.last_request.namespace == b"me"
+
+
 def test_open_paths_are_open_for_reading_alone(locked: Api) -> None:
     for path in OPEN_PATHS - {"/-/healthz"}:
         assert send(locked, "GET", path).status == 200

@@ -45,6 +45,22 @@ def test_usage_counts_each_prompt_once_and_every_choice(api: Any) -> None:
     assert usage["total_tokens"] == 16
 
 
+def test_usage_tells_how_many_prompt_tokens_were_cached(api: Any) -> None:
+    api.dispatcher.num_cached_tokens = 2
+    prompts = [[72, 73, 74], [75, 76, 77]]
+    whole = api.complete(prompts, n=3, max_tokens=40)["usage"]
+    options = {"include_usage": True}
+    chunks = api.stream(PATH, prompt=prompts, n=3, max_tokens=40, stream_options=options)
+
+    assert whole["prompt_tokens_details"] == {"cached_tokens": 4}
+    assert chunks[-1]["usage"] == whole
+
+
+def test_without_keys_there_is_one_namespace(api: Any) -> None:
+    api.complete("hello")
+    assert api.last_request.namespace == b""
+
+
 def test_streamed_choices_join_to_the_plain_answer(api: Any) -> None:
     texts = ("héllo 你好 👩‍👩‍👧‍👦", "another answer", "third")
     api.say(*texts)

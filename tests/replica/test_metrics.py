@@ -31,7 +31,7 @@ def test_every_value_has_the_replica_s_labels(
     instruments: RecordingInstruments, metrics: ReplicaMetrics
 ) -> None:
     prediction = Prediction({"1": 80.0, "8": 500.0}, 0.1)
-    load = Load(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    load = Load(1, 2, 3, 4, 5, 60, 7, 8, 9, 10, 11, 12, 13)
     metrics.tell(_stats(load, requests_total={"stop": 1}, prediction=prediction))
     metrics.observe(_summary("stop"))
     told = [
@@ -68,6 +68,27 @@ def test_gauges_are_told_again_each_time(
     assert instruments.value("vllm_num_requests_running") == 0
     assert instruments.value("vllm_kv_cache_usage_perc") == 0
     assert instruments.value("shoal_replica_ready") == 0
+
+
+def test_the_prefix_cache_is_told_under_vllm_s_names(
+    instruments: RecordingInstruments, metrics: ReplicaMetrics
+) -> None:
+    load = Load(
+        num_used_blocks=2,
+        num_total_blocks=10,
+        num_cached_blocks=5,
+        num_evicted_blocks_total=4,
+        num_cache_query_tokens_total=300,
+        num_cache_hit_tokens_total=96,
+    )
+    metrics.tell(_stats(load))
+    assert instruments.value("vllm_prefix_cache_queries") == 300
+    assert instruments.value("vllm_prefix_cache_hits") == 96
+    assert instruments.value("vllm_prompt_tokens_cached") == 96
+    assert instruments.value("vllm_kv_cache_usage_perc") == 0.2
+    states = [instruments.value("shoal_kv_blocks", state=s) for s in ("used", "cached", "free")]
+    assert states == [2, 5, 3]
+    assert instruments.value("shoal_kv_blocks_evicted") == 4
 
 
 def test_a_prediction_is_told_by_batch_and_nothing_without_one(

@@ -344,7 +344,15 @@ def test_a_group_that_is_lost_the_moment_it_is_ready_is_no_start() -> None:
 
 def test_totals_survive_a_rebuild_and_the_load_does_not() -> None:
     async def test(world: _World) -> None:
-        load = Load(num_running=3, num_generation_tokens_total=10, num_steps_total=4)
+        load = Load(
+            num_running=3,
+            num_generation_tokens_total=10,
+            num_steps_total=4,
+            num_cached_blocks=7,
+            num_evicted_blocks_total=6,
+            num_cache_query_tokens_total=9,
+            num_cache_hit_tokens_total=8,
+        )
         world.group.hear(LoadReport(load))
         world.group.hear(Summary(1, ["stop", "length"], 1, 10))
         world.group.lose()
@@ -354,6 +362,10 @@ def test_totals_survive_a_rebuild_and_the_load_does_not() -> None:
         assert stats.load.num_running == 1
         assert stats.load.num_generation_tokens_total == 15
         assert stats.load.num_steps_total == 4
+        assert stats.load.num_cached_blocks == 0
+        assert stats.load.num_evicted_blocks_total == 6
+        assert stats.load.num_cache_query_tokens_total == 9
+        assert stats.load.num_cache_hit_tokens_total == 8
         assert stats.num_rebuilds_total == 1
         assert stats.requests_total == {"stop": 1, "length": 1}
 
