@@ -8,6 +8,7 @@ why.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -97,6 +98,28 @@ def load_runner(
         kv_cache_tokens=kv_cache_tokens,
         on_progress=on_progress,
     )
+    return _make_runner(plan, load_pass(plan, kernels))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPass:
+    """A rank's model, ready to run; counts as in `RunnerFacts`."""
+
+    forward: ForwardPass
+    kernels: str
+    num_total_blocks: int
+    num_weight_bytes: int
+    num_read_bytes: int
+
+
+def load_pass(plan: RunnerPlan, kernels: Kernels) -> LoadedPass:
+    """Load weights and take the KV pool's memory.
+
+    Raises:
+        CheckpointError: the folder cannot be used.
+        ConfigurationError: this CPU cannot run the named kernels, or no KV block fits.
+        CollectiveError: another rank is gone.
+    """
     library = _choose_library(plan, kernels)
     return _load_torch(plan) if library is None else _load_native(plan, library)
 
@@ -119,7 +142,7 @@ def _choose_library(plan: RunnerPlan, kernels: Kernels) -> NativeLibrary | None:
     return library
 
 
-def _load_native(plan: RunnerPlan, library: NativeLibrary) -> ModelRunner:
+def _load_native(plan: RunnerPlan, library: NativeLibrary) -> LoadedPass:
     """Native kernels; torch only holds a few vectors."""
     torch.set_num_threads(1)
     pool = library.pool(plan.num_threads)
@@ -142,8 +165,7 @@ def _load_native(plan: RunnerPlan, library: NativeLibrary) -> ModelRunner:
         pool=pool,
         max_sampled=plan.max_running_sequences,
     )
-    return _make_runner(
-        plan,
+    return LoadedPass(
         forward,
         kernels=library.isa,
         num_total_blocks=kv_pool.num_blocks,
@@ -152,7 +174,7 @@ def _load_native(plan: RunnerPlan, library: NativeLibrary) -> ModelRunner:
     )
 
 
-def _load_torch(plan: RunnerPlan) -> ModelRunner:
+def _load_torch(plan: RunnerPlan) -> LoadedPass:
     """The reference, in torch."""
     torch.set_num_threads(plan.num_threads)
     shape, size = plan.shape, plan.collectives.size
@@ -168,8 +190,7 @@ def _load_torch(plan: RunnerPlan) -> ModelRunner:
     attention = PagedAttention(
         kv_pool.keys, kv_pool.values, block_size=plan.block_size, num_heads=shape.num_heads // size
     )
-    return _make_runner(
-        plan,
+    return LoadedPass(
         TorchPass(model, attention),
         kernels="torch",
         num_total_blocks=kv_pool.num_blocks,
@@ -178,15 +199,7 @@ def _load_torch(plan: RunnerPlan) -> ModelRunner:
     )
 
 
-def _make_runner(
-    plan: RunnerPlan,
-    forward: ForwardPass,
-    *,
-    kernels: str,
-    num_total_blocks: int,
-    num_weight_bytes: int,
-    num_read_bytes: int,
-) -> ModelRunner:
+def _make_runner(plan: RunnerPlan, loaded: LoadedPass) -> ModelRunner:
     sequences, sampling = plan.make_sequences(), plan.make_sampling()
     sampler = Sampler(
         vocab_size=plan.shape.vocab_size,
@@ -194,17 +207,17 @@ def _make_runner(
         eos_token_ids=plan.eos_token_ids,
     )
     return ModelRunner(
-        forward,
+        loaded.forward,
         ReferenceSampler(sampler, sequences=sequences, sampling=sampling),
         sequences=sequences,
         sampling=sampling,
         facts=RunnerFacts(
-            kernels=kernels,
-            num_total_blocks=num_total_blocks,
+            kernels=loaded.kernels,
+            num_total_blocks=loaded.num_total_blocks,
             max_model_len=plan.max_model_len,
             vocab_size=plan.shape.vocab_size,
-            num_weight_bytes=num_weight_bytes,
-            num_read_bytes=num_read_bytes,
+            num_weight_bytes=loaded.num_weight_bytes,
+            num_read_bytes=loaded.num_read_bytes,
         ),
     )
 

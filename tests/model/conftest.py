@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from serve.config import Kernels
+from serve.kernels import native
 from serve.testing.checkpoints import make_checkpoint
 
 
@@ -21,3 +23,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kernels_of() -> Callable[[str], Kernels]:
+    """The name in `hardware.kernels` of "torch", or of "native": the best that runs here."""
+
+    def find(wanted: str) -> Kernels:
+        if wanted == "torch":
+            return "torch"
+        library = native.load()
+        if library is None:
+            pytest.skip(native.reason())
+        return cast(Kernels, library.isa)
+
+    return find

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,70 +12,56 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from serve.attention.paged import PagedAttention
-from serve.attention.protocol import Span
-from serve.checkpoint import inspect_checkpoint
-from serve.model.qwen2 import Qwen2Model
+from serve.config import Kernels
 from serve.model.tensor_parallel import SingleRank
-from serve.model.weights import load
-from serve.runner.kv_pool import KVPool
+from serve.testing.loaded_model import LoadedModel
 
-BLOCK_SIZE = 16
-NUM_BLOCKS = 12
 MAX_TOKENS = 150
+NUM_SEQUENCES = 8
+
+NATIVE_14_2 = {"num_heads": 14, "num_kv_heads": 2, "head_dim": 32}
+NATIVE_3_1 = {"num_heads": 3, "num_kv_heads": 1, "head_dim": 64, "ffn": 104}
+
+CASES = {
+    "14/2-bfloat16": ("torch", {"num_heads": 14, "num_kv_heads": 2}, torch.bfloat16),
+    "3/1-float32": ("torch", {"num_heads": 3, "num_kv_heads": 1}, torch.float32),
+    "native-14/2-float32": ("native", NATIVE_14_2, torch.float32),
+    "native-14/2-bfloat16": ("native", NATIVE_14_2, torch.bfloat16),
+    "native-3/1-bfloat16": ("native", NATIVE_3_1, torch.bfloat16),
+}
 
 
-class _Sequences:
-    """A model and its KV pool, stepped by hand; sequence i owns NUM_BLOCKS blocks from 12 * i."""
+@dataclass(frozen=True)
+class _Models:
+    """The same model on one thread and on two."""
 
-    def __init__(self, path: Path, dtype: torch.dtype, *, num_sequences: int) -> None:
-        checkpoint = inspect_checkpoint(path)
-        self._model = Qwen2Model(
-            checkpoint.shape, SingleRank(), dtype=dtype, num_positions=MAX_TOKENS
-        )
-        load(checkpoint, self._model.cuts())
-        self._pool = KVPool(
-            checkpoint.shape,
-            size=1,
-            num_blocks=NUM_BLOCKS * num_sequences,
-            block_size=BLOCK_SIZE,
+    one: LoadedModel
+    two: LoadedModel
+
+
+@pytest.fixture(scope="module", params=CASES)
+def models(
+    request: pytest.FixtureRequest,
+    checkpoint: Callable[..., Path],
+    kernels_of: Callable[[str], Kernels],
+) -> Iterator[_Models]:
+    wanted, options, dtype = CASES[request.param]
+    before = torch.get_num_threads()
+    loaded = [
+        LoadedModel(
+            checkpoint(**options, dtype=dtype),
+            SingleRank(),
+            kernels=kernels_of(wanted),
             dtype=dtype,
+            num_sequences=NUM_SEQUENCES,
+            max_tokens=MAX_TOKENS,
+            num_threads=num_threads,
         )
-        self._heads = checkpoint.shape.num_heads
-
-    def step(self, parts: list[tuple[int, int, list[int]]]) -> list[Tensor]:
-        """Logits of (sequence, first position, token ids) each, in one batch."""
-        attention = PagedAttention(
-            self._pool.keys, self._pool.values, block_size=BLOCK_SIZE, num_heads=self._heads
-        )
-        spans, first_row = [], 0
-        for sequence, start, ids in parts:
-            table = np.arange(NUM_BLOCKS) + sequence * NUM_BLOCKS
-            spans.append(Span(first_row, len(ids), start, table))
-            first_row += len(ids)
-        token_ids = torch.tensor([token_id for _, _, ids in parts for token_id in ids])
-        positions = torch.cat([torch.arange(start, start + len(ids)) for _, start, ids in parts])
-        with torch.inference_mode():
-            hidden = self._model.forward(token_ids, positions, attention.plan(spans))
-            logits = self._model.logits(hidden)
-        assert logits is not None
-        return list(logits.split([len(ids) for _, _, ids in parts]))
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(((14, 2), torch.float32), id="14/2-float32"),
-        pytest.param(((14, 2), torch.bfloat16), id="14/2-bfloat16"),
-        pytest.param(((3, 1), torch.float32), id="3/1-float32"),
-    ],
-)
-def sequences(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> _Sequences:
-    (num_heads, num_kv_heads), dtype = request.param
-    path = checkpoint(num_heads=num_heads, num_kv_heads=num_kv_heads, dtype=dtype)
-    return _Sequences(path, dtype, num_sequences=8)
+        for num_threads in (1, 2)
+    ]
+    yield _Models(*loaded)
+    torch.set_num_threads(before)
 
 
 @settings(max_examples=12, deadline=None)
@@ -86,41 +73,45 @@ def sequences(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -
     seed=st.integers(0, 1000),
 )
 def test_bits_do_not_depend_on_chunks_batch_or_threads(
-    sequences, num_tokens, cuts, neighbours, num_threads, seed
+    models, num_tokens, cuts, neighbours, num_threads, seed
 ):
-    random, before = np.random.default_rng(seed), torch.get_num_threads()
+    random = np.random.default_rng(seed)
     ids = random.integers(0, 131, num_tokens).tolist()
     torch.set_num_threads(1)
-    alone = sequences.step([(0, 0, ids)])[0]
+    alone = models.one.step([(0, 0, ids)])[0]
     torch.set_num_threads(num_threads)
-    try:
-        others = [
-            (number, 0, random.integers(0, 131, count).tolist())
-            for number, count in enumerate(neighbours, start=1)
-        ]
-        bounds = [0, *sorted(cut for cut in cuts if cut < num_tokens), num_tokens]
-        for start, end in itertools.pairwise(bounds):
-            place = int(random.integers(0, len(others) + 1))
-            parts = [*others[:place], (0, start, ids[start:end]), *others[place:]]
-            assert torch.equal(sequences.step(parts)[place], alone[start:end])
-    finally:
-        torch.set_num_threads(before)
+    model = models.one if num_threads == 1 else models.two
+    others = [
+        (number, 0, random.integers(0, 131, count).tolist())
+        for number, count in enumerate(neighbours, start=1)
+    ]
+    bounds = [0, *sorted(cut for cut in cuts if cut < num_tokens), num_tokens]
+    for start, end in itertools.pairwise(bounds):
+        place = int(random.integers(0, len(others) + 1))
+        parts = [*others[:place], (0, start, ids[start:end]), *others[place:]]
+        assert np.array_equal(model.step(parts)[place], alone[start:end])
 
 
-def test_decode_gives_the_bits_of_prefill(sequences):
+def test_rows_that_are_not_sampled_change_no_bit_of_those_that_are(models):
+    parts = [(0, 0, list(range(40))), (1, 0, [5]), (2, 0, list(range(60, 85)))]
+    whole = np.concatenate(models.one.step(parts))
+    rows = [0, 39, 40, 65]
+    assert np.array_equal(models.one.step(parts, rows)[0], whole[rows])
+
+
+def test_decode_gives_the_bits_of_prefill(models):
     ids = list(range(40))
-    whole = sequences.step([(0, 0, ids)])[0]
-    first = sequences.step([(0, 0, ids[:10])])[0]
-    steps = [sequences.step([(0, position, [ids[position]])])[0] for position in range(10, 40)]
-    assert torch.equal(torch.cat([first, *steps]), whole)
+    whole = models.one.step([(0, 0, ids)])[0]
+    first = models.one.step([(0, 0, ids[:10])])[0]
+    steps = [models.one.step([(0, position, [ids[position]])])[0] for position in range(10, 40)]
+    assert np.array_equal(np.concatenate([first, *steps]), whole)
 
 
-def test_a_batch_of_sequences_decodes_with_the_bits_of_one(sequences):
+def test_a_batch_of_sequences_decodes_with_the_bits_of_one(models):
     prompts = [list(range(7 + 3 * i)) for i in range(8)]
-    alone = [sequences.step([(0, 0, prompt), (1, 0, [1])])[0][-1] for prompt in prompts]
-    for number, prompt in enumerate(prompts):
-        sequences.step([(number, 0, prompt[:-1])])
-    together = sequences.step(
+    alone = [models.one.step([(0, 0, prompt), (1, 0, [1])])[0][-1] for prompt in prompts]
+    models.two.step([(number, 0, prompt[:-1]) for number, prompt in enumerate(prompts)])
+    together = models.two.step(
         [(number, len(prompt) - 1, prompt[-1:]) for number, prompt in enumerate(prompts)]
     )
-    assert all(torch.equal(row[0], one) for row, one in zip(together, alone, strict=True))
+    assert all(np.array_equal(row[0], one) for row, one in zip(together, alone, strict=True))
