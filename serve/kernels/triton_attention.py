@@ -7,7 +7,8 @@ Flash-Decoding), so how many programs share the work is free to follow the batch
 do not. Scores and sums are float32. See `serve.kernels.device`; the twins are in `device_torch`.
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-incomplete-defs=False
 
 from __future__ import annotations
 

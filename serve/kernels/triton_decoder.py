@@ -6,7 +6,8 @@ before, bias, activation or residual after) and cost neither a launch nor a trip
 See `serve.kernels.device`; the twins are in `device_torch`.
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-incomplete-defs=False
 
 from __future__ import annotations
 

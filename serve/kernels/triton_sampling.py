@@ -6,7 +6,8 @@ kernel that finds the drawn id by bisection over the scores. Nothing waits for t
 which. See `serve.kernels.device`; the twins are in `device_torch`.
 """
 
-# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-defs=False
+# mypy: disallow-incomplete-defs=False
 
 from __future__ import annotations
 

@@ -98,6 +98,7 @@ class DeviceSampler:
         self._tables = tables
         self._num_ids = num_ids
         self._device = device
+        self._no_mask = np.zeros(-(-num_ids // 32), np.int32)
 
     def sample(
         self, logits: Tensor, slots: Int32s, masks: Mapping[int, np.ndarray]
@@ -149,7 +150,7 @@ class DeviceSampler:
                 is_in_prompt=self._tables.is_in_prompt,
                 counts=self._tables.counts,
                 mask_rows=upload(mask_rows, self._device),
-                masks=upload(np.stack(found or [np.zeros(1, np.int32)]), self._device),
+                masks=upload(np.stack(found or [self._no_mask]), self._device),
             )
             scores = self._kernels.adjust(logits, rules, self._num_ids)
         return self._biased(scores, logits, rows, slots, mask_rows)
