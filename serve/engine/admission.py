@@ -47,9 +47,12 @@ class Admission:
         ]
         sequences: list[Sequence] = []
         for prompt in request.prompts:
+            keys = self._keys(request, prompt)
             for choice in range(request.n):
-                index = len(sequences)
-                sequences.append(self._build_one(request, prompt, params[choice], index))
+                sequence = self._build_one(
+                    request, prompt, params[choice], index=len(sequences), keys=keys
+                )
+                sequences.append(sequence)
         return sequences
 
     def check_bounds(self, scheduler: Scheduler, sequences: list[Sequence]) -> None:
@@ -78,7 +81,13 @@ class Admission:
         return OverloadedError(f"The waiting queue is full: {reason}", retry_after_s=retry_after_s)
 
     def _build_one(
-        self, request: GenerateRequest, prompt: Prompt, sampling: SamplingParams, index: int
+        self,
+        request: GenerateRequest,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        index: int,
+        keys: PrefixKeys | None,
     ) -> Sequence:
         settings = self._settings
         choice = index % request.n
@@ -100,7 +109,7 @@ class Admission:
             ),
             stop_ids=frozenset((*eos_ids, *sampling.stop_token_ids)),
             matcher=self._compile(sampling.grammar),
-            keys=self._keys(request, prompt),
+            keys=None if keys is None else keys.copy(),
         )
 
     def _keys(self, request: GenerateRequest, prompt: Prompt) -> PrefixKeys | None:

@@ -7,6 +7,8 @@ with the chain, so that the next turn of a conversation finds its answer's block
 
 from __future__ import annotations
 
+from copy import copy
+
 from serve.messages import Prompt
 from serve.prefix import HASH_BLOCK_TOKENS, HASH_BYTES, ROOT_HASH, hash_blocks, next_hash
 
@@ -30,6 +32,12 @@ class PrefixKeys:
         self._block_size = block_size
         self._num_unit_tokens = unit
         self._keys = [namespace + one for one in hashes[num_units - 1 :: num_units]]
+
+    def copy(self) -> PrefixKeys:
+        """The same keys for another sequence of the same prompt, which goes on by itself."""
+        other = copy(self)
+        other._keys = list(self._keys)
+        return other
 
     def first(self, num_blocks: int, token_ids: list[int]) -> list[bytes]:
         """Keys of the first `num_blocks` blocks of `token_ids`, all of them full."""
