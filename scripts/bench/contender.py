@@ -68,6 +68,11 @@ class Contender:
             raise
         self._signal(signal.SIGSTOP)
 
+    @property
+    def pid(self) -> int:
+        """Of its first process, which leads the group."""
+        return self._process.pid
+
     def ask(self, prompts: list[list[int]], num_tokens: int) -> tuple[Run, float]:
         """One order; returns what it measured, and the CPU seconds of all its processes.
 
@@ -95,14 +100,15 @@ class Contender:
     def close(self) -> None:
         """End it, with every process that it started."""
         self._signal(signal.SIGCONT)
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        try:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
+        self._signal(signal.SIGKILL)  # its group may have outlived it
+        self._process.wait()
+        self._process.stdout.close()
 
     def _read(self, timeout_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None
