@@ -16,7 +16,7 @@ from pathlib import Path
 from serve.catalog import ModelShape
 from serve.errors import CheckpointError
 
-from .folder import ModelFolder, shown
+from .folder import ModelFolder, may_lead_to, shown
 from .header import BYTES_PER_VALUE, FileState, Header, TensorLocation, read_header
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TensorLocation",
     "count_real_tokens",
     "inspect_checkpoint",
+    "may_lead_to",
     "read_eos_token_ids",
     "tensor_shapes",
 ]

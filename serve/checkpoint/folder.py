@@ -17,20 +17,11 @@ _MAX_SHOWN = 200
 
 
 class ModelFolder:
-    """The folder at `path`; what is wrong with it gathers in `problems`.
-
-    A link may lead to another file of the folder. In a hub's cache
-    (`models--org--name/snapshots/COMMIT`) every file is a link to `models--org--name/blobs`, so
-    there, and only there, links may lead to it too.
-    """
+    """The folder at `path`; what is wrong with it gathers in `problems`."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path).resolve()
         self.problems: list[str] = []
-        self._roots = [self.path]
-        repository = self.path.parent.parent
-        if self.path.parent.name == "snapshots" and repository.name.startswith("models--"):
-            self._roots.append(repository / "blobs")
 
     def has(self, name: str) -> bool:
         """Whether something has this name, be it a broken link."""
@@ -47,7 +38,7 @@ class ModelFolder:
                 self.problems.append(f"{shown(name)} is missing")
                 return None
             resolved = path.resolve()
-            is_inside = any(resolved.is_relative_to(root) for root in self._roots)
+            is_inside = may_lead_to(self.path, resolved)
             if not is_inside:
                 self.problems.append(
                     f"{shown(name)} is a link that leaves the model folder (to {resolved})"
@@ -82,6 +73,19 @@ class ModelFolder:
         if parsed is None:
             self.problems.append(f"{name} is not a JSON object")
         return parsed
+
+
+def may_lead_to(folder: Path, target: Path) -> bool:
+    """Whether a link in the model folder may lead to `target`; both are resolved.
+
+    To another file of the folder. In a hub's cache (`models--org--name/snapshots/COMMIT`) every
+    file is a link to `models--org--name/blobs`, so there, and only there, to a file of that too.
+    """
+    repository = folder.parent.parent
+    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return target.is_relative_to(folder) or (
+        is_snapshot and target.is_relative_to(repository / "blobs")
+    )
 
 
 class RepeatedKeyError(ValueError):

@@ -1,7 +1,8 @@
 """The small text files of a model folder, read with bounds.
 
-The folder is not trusted: a file is a regular one inside the folder (no links out, no pipes), no
-longer than its limit, and JSON is an object, or the checkpoint cannot be used.
+The folder is not trusted: a file is a regular one inside the folder (no pipes, no links out but
+those of a hub's cache to its blobs), no longer than its limit, and JSON is an object, or the
+checkpoint cannot be used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from serve.checkpoint import may_lead_to
 from serve.errors import CheckpointError
 
 MAX_TOKENIZER_BYTES = 128 * 1024 * 1024
@@ -30,7 +32,7 @@ def read_model_file(folder: Path, name: str, *, max_bytes: int = MAX_CONFIG_BYTE
         return None
     except (OSError, RuntimeError) as exc:  # RuntimeError: a loop of links, before Python 3.13
         raise CheckpointError(f"{path} cannot be read: {exc}"[:300]) from exc
-    if not resolved.is_relative_to(folder.resolve()) or not resolved.is_file():
+    if not may_lead_to(folder.resolve(), resolved) or not resolved.is_file():
         raise CheckpointError(f"{path} must be a regular file inside the model folder")
     try:
         with resolved.open("rb") as file:

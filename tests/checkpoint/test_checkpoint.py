@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import serve.demo
 from serve.checkpoint import (
     BYTES_PER_VALUE,
     count_real_tokens,
@@ -24,6 +25,7 @@ from serve.checkpoint import (
 )
 from serve.errors import CheckpointError
 from serve.testing.checkpoints import make_checkpoint, write_tokenizer
+from serve.text.tokenizer import load_tokenizer
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -210,7 +212,8 @@ def _hub_cache(pristine: Path, root: Path) -> tuple[Path, Path]:
     snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
-    for file in pristine.iterdir():
+    demo = Path(serve.demo.__file__).parent
+    for file in (*pristine.iterdir(), demo / "tokenizer.json", demo / "tokenizer_config.json"):
         shutil.copy(file, blobs / f"digest-of-{file.name}")
         (snapshot / file.name).symlink_to(f"../../blobs/digest-of-{file.name}")
     return snapshot, blobs
@@ -221,6 +224,7 @@ def test_links_of_a_hubs_cache_are_followed_to_its_blobs_and_nowhere_else(
 ):
     snapshot, blobs = _hub_cache(pristine, tmp_path)
     assert inspect_checkpoint(snapshot).shape.num_layers == 1
+    assert load_tokenizer(snapshot).num_real_tokens == count_real_tokens(snapshot)
     (blobs / f"digest-of-{WEIGHTS}").rename(tmp_path / "elsewhere")
     (blobs / f"digest-of-{WEIGHTS}").symlink_to(tmp_path / "elsewhere")
     assert "model.safetensors is a link that leaves the model folder" in _refusal(snapshot)
