@@ -21,6 +21,7 @@ print(*preset_names("models"), *preset_names("hardware"))
 """
 
 
+@pytest.mark.timeout(600)  # the first time it compiles the kernels of every instruction set
 def test_wheel_runs_from_another_folder_with_its_presets(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
