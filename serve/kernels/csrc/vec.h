@@ -28,7 +28,10 @@ constexpr int kPanelWidth = kPanelVecs * kLanes;
 
 constexpr int kCacheLineBytes = 64;
 
-inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+// Always inline: the compiler takes a function that does nothing else for one without effect.
+__attribute__((always_inline)) inline void prefetch(const void* address) {
+  __builtin_prefetch(address, 0, 3);
+}
 
 inline float from_bf16(Bf16 value) {
   const uint32_t bits = static_cast<uint32_t>(value) << 16;
