@@ -20,7 +20,7 @@ from serve.checkpoint import inspect_checkpoint
 from serve.config import Dtype, Kernels
 from serve.errors import CheckpointError, ConfigurationError
 from serve.kernels import native
-from serve.kernels.native import NativeLibrary
+from serve.kernels.native import NativeLibrary, Pool
 from serve.model.native_decoder import NativeDecoder, native_problem
 from serve.model.qwen2 import Qwen2Model
 from serve.model.tensor_parallel import Collectives
@@ -31,7 +31,7 @@ from .model_runner import ForwardPass, ModelRunner, RunnerFacts
 from .native_pass import NativePass
 from .plan import RunnerPlan
 from .sampler import Sampler
-from .step_sampler import ReferenceSampler
+from .step_sampler import NativeSampler, ReferenceSampler, StepSampler
 from .torch_pass import TorchPass
 
 logger = logging.getLogger("shoal.shard")
@@ -103,9 +103,10 @@ def load_runner(
 
 @dataclass(frozen=True, slots=True)
 class LoadedPass:
-    """A rank's model, ready to run; counts as in `RunnerFacts`."""
+    """A rank's model, ready to run; counts as in `RunnerFacts`, `pool` is the native kernels'."""
 
     forward: ForwardPass
+    pool: Pool | None
     kernels: str
     num_total_blocks: int
     num_weight_bytes: int
@@ -167,6 +168,7 @@ def _load_native(plan: RunnerPlan, library: NativeLibrary) -> LoadedPass:
     )
     return LoadedPass(
         forward,
+        pool=pool,
         kernels=library.isa,
         num_total_blocks=kv_pool.num_blocks,
         num_weight_bytes=sum(cut.into.num_bytes for cut in decoder.cuts()),
@@ -192,6 +194,7 @@ def _load_torch(plan: RunnerPlan) -> LoadedPass:
     )
     return LoadedPass(
         TorchPass(model, attention),
+        pool=None,
         kernels="torch",
         num_total_blocks=kv_pool.num_blocks,
         num_weight_bytes=sum(cut.into.num_bytes for cut in model.cuts()),
@@ -201,14 +204,19 @@ def _load_torch(plan: RunnerPlan) -> LoadedPass:
 
 def _make_runner(plan: RunnerPlan, loaded: LoadedPass) -> ModelRunner:
     sequences, sampling = plan.make_sequences(), plan.make_sampling()
-    sampler = Sampler(
-        vocab_size=plan.shape.vocab_size,
-        num_real_tokens=plan.num_real_tokens,
-        eos_token_ids=plan.eos_token_ids,
-    )
+    sampler: StepSampler
+    if loaded.pool is not None:
+        sampler = NativeSampler(loaded.pool, sampling, num_ids=plan.num_real_tokens)
+    else:
+        row_sampler = Sampler(
+            vocab_size=plan.shape.vocab_size,
+            num_real_tokens=plan.num_real_tokens,
+            eos_token_ids=plan.eos_token_ids,
+        )
+        sampler = ReferenceSampler(row_sampler, sequences=sequences, sampling=sampling)
     return ModelRunner(
         loaded.forward,
-        ReferenceSampler(sampler, sequences=sequences, sampling=sampling),
+        sampler,
         sequences=sequences,
         sampling=sampling,
         facts=RunnerFacts(

@@ -13,13 +13,21 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serve.kernels import native_sampling
+from serve.kernels.native import Pool
 from serve.messages import TopLogprobs
 
 from .batch import SequenceTable
-from .sampler import Sampler, SamplingRow
+from .sampler import NOT_FINITE, NOTHING_ALLOWED, Sampler, SamplingRow
 from .sampling_table import SamplingTable
 
 Logits = npt.NDArray[np.float32]  # [num_sampled, at least the real ids]
+
+
+_ERRORS = {
+    native_sampling.NOT_FINITE: NOT_FINITE,
+    native_sampling.NOTHING_ALLOWED: NOTHING_ALLOWED,
+}
 
 
 @dataclass(slots=True)
@@ -72,3 +80,31 @@ class ReferenceSampler:
         params = self._sampling.params[slot]
         assert params is not None
         return SamplingRow(params, prompt_ids, output_ids, mask)
+
+
+class NativeSampler:
+    """A `StepSampler` in C++, of all rows at once."""
+
+    def __init__(self, pool: Pool, sampling: SamplingTable, *, num_ids: int) -> None:
+        self._pool = pool
+        self._sampling = sampling
+        self._num_ids = num_ids
+
+    def sample(
+        self, logits: Logits, slots: npt.NDArray[np.int32], masks: Mapping[int, np.ndarray]
+    ) -> Samples:
+        """See `StepSampler.sample`."""
+        rows = self._sampling.rows(slots, masks)
+        found = native_sampling.sample(self._pool, logits, rows, num_ids=self._num_ids)
+        samples = Samples(found.token_ids)
+        for row in np.flatnonzero(found.errors).tolist():
+            samples.errors[row] = _ERRORS[int(found.errors[row])]
+        for row in np.flatnonzero((rows["num_logprobs"] >= 0) & (found.errors == 0)).tolist():
+            top_ids = found.top_ids[row, : int(rows["num_logprobs"][row])]
+            num_top = int(np.count_nonzero(top_ids >= 0))
+            samples.logprobs[row] = TopLogprobs(
+                float(found.logprobs[row]),
+                top_ids[:num_top].tolist(),
+                found.top_logprobs[row, :num_top].tolist(),
+            )
+        return samples

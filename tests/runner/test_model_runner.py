@@ -4,6 +4,7 @@ preemption, the same tokens and the same logprobs."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
+from serve.config import Kernels
 from serve.errors import CheckpointError, CollectiveError, ConfigurationError
 from serve.messages import SamplingParams, StepOutput
 from serve.model.tensor_parallel import Collectives, SingleRank
 from serve.runner.loading import load_runner
 from serve.runner.model_runner import ModelRunner
-from serve.testing.ranks import connected_ranks, run_ranks
+from serve.shards.collectives import make_collectives
+from serve.testing.ranks import MakeCollectives, connected_ranks, over_sockets, run_ranks
 from serve.testing.steps import Answer, StepWriter, answer
 
 BLOCK_SIZE = 16
@@ -31,7 +34,7 @@ Load = Callable[..., ModelRunner]
 
 
 @pytest.fixture
-def load(checkpoint: Path) -> Load:
+def load(checkpoint: Path, kernels: Kernels) -> Load:
     def load(rank: Collectives | None = None, **options: Any) -> ModelRunner:
         settings: dict[str, Any] = {
             "dtype": "float32",
@@ -41,6 +44,7 @@ def load(checkpoint: Path) -> Load:
             "eos_token_ids": (149,),
             "max_running_sequences": MAX_SLOTS,
             "kv_cache_tokens": 40 * BLOCK_SIZE,
+            "kernels": kernels,
         }
         return load_runner(path=checkpoint, collectives=rank or SingleRank(), **settings | options)
 
@@ -73,7 +77,9 @@ def _told(runner: ModelRunner, token_ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_64_greedy_tokens_equal_transformers_at_every_size(checkpoint: Path, load: Load, size: int):
+def test_64_greedy_tokens_equal_transformers_at_every_size(
+    checkpoint: Path, load: Load, kernels: Kernels, size: int
+):
     model: Any = Qwen2ForCausalLM.from_pretrained(checkpoint)
     ids = model.generate(
         torch.tensor([PROMPT]),
@@ -85,7 +91,8 @@ def test_64_greedy_tokens_equal_transformers_at_every_size(checkpoint: Path, loa
     )
     expected = ids[0, len(PROMPT) :].tolist()
 
-    answers = run_ranks(size, lambda rank: _told(load(rank), expected[:-1]))
+    make = over_sockets if kernels == "torch" else make_collectives
+    answers = run_ranks(size, lambda rank: _told(load(rank), expected[:-1]), make=make)
     assert answers[0] == expected
     assert answers[1:] == [[]] * (size - 1)
 
@@ -214,14 +221,12 @@ def test_an_illegal_size_is_refused_on_every_rank(load: Load):
         run_ranks(3, load)
 
 
-def test_a_dead_rank_fails_the_call_that_samples(load: Load):
-    ranks = connected_ranks(2)
-
-    def fail_when_loaded() -> None:
+@pytest.mark.parametrize("make", [over_sockets, make_collectives])
+def test_a_dead_rank_fails_the_call_that_samples(load: Load, make: MakeCollectives):
+    ranks = connected_ranks(2, make=make)
+    with closing(ranks[0]):
+        runner = load(ranks[0])
         load(ranks[1])
         ranks[1].close()
-
-    runner = load(ranks[0])
-    fail_when_loaded()
-    with pytest.raises(CollectiveError, match="rank 1 is gone"):
-        _answer(runner, GREEDY, 2)
+        with pytest.raises(CollectiveError, match="rank 1 is gone"):
+            _answer(runner, GREEDY, 2)
