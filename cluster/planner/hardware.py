@@ -20,7 +20,7 @@ from serve.errors import ConfigurationError
 
 from .accelerators import GpuSpec, LinkSpec, find_gpu, known_gpus, parse_gpu
 from .machine import Machine
-from .speed import CPU_CALIBRATION, GPU_CALIBRATION, Device
+from .speed import CPU_CALIBRATION, GPU_CALIBRATION, Calibration, Device
 
 # One all-reduce of a few kilobytes, in seconds, inside a captured graph.
 _NVLINK_S = 10e-6
@@ -29,9 +29,9 @@ _THROUGH_HOST_S = 30e-6
 # What an all-reduce reaches of a link; through the host's memory every byte crosses it twice.
 _LINK_SHARE = 0.7
 _THROUGH_HOST_SHARE = 0.35
-# Ranks on one CPU: our own exchange over loopback.
-_LOOPBACK_S = 150e-6
-_LOOPBACK_BYTES_PER_S = 2e9
+# Ranks on one CPU meet in shared memory.
+_SHARED_MEMORY_S = 10e-6
+_SHARED_MEMORY_BYTES_PER_S = 2e9
 
 _COUNTED = re.compile(r"^(?P<gpu>.+?)\s*[x*]\s*(?P<count>\d{1,2})$", re.IGNORECASE)
 
@@ -84,14 +84,19 @@ def gpu_device(gpu: GpuSpec) -> Device:
     )
 
 
-def cpu_device(*, bandwidth_bytes_per_s: float, flops_per_s: float) -> Device:
+def cpu_device(
+    *,
+    bandwidth_bytes_per_s: float,
+    flops_per_s: float,
+    calibration: Calibration = CPU_CALIBRATION,
+) -> Device:
     """What the roofline needs of a machine's CPU, from what was measured on it."""
     return Device(
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,
         flops_per_s=flops_per_s,
-        link_bytes_per_s=_LOOPBACK_BYTES_PER_S,
-        link_s=_LOOPBACK_S,
-        calibration=CPU_CALIBRATION,
+        link_bytes_per_s=_SHARED_MEMORY_BYTES_PER_S,
+        link_s=_SHARED_MEMORY_S,
+        calibration=calibration,
         is_shared=True,
     )
 

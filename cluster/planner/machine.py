@@ -33,7 +33,11 @@ _KERNEL_FLAGS = {
 }
 _NVIDIA_SMI_TIMEOUT_S = 10.0
 _PROBE_FLOATS = 32 * 1024 * 1024
-_PROBE_SIDE = 1024
+# A product so small that the BLAS keeps it on one thread, so many times: threads of ours are timed,
+# not a BLAS whose threads wait for each other.
+_PROBE_PRODUCT = (64, 128, 32)
+_PROBE_NUM_PRODUCTS = 16
+_PROBE_REPEATS = 32
 _PROBE_S = 0.2
 _MIB = 1 << 20
 
@@ -106,20 +110,32 @@ def find_gpus() -> tuple[FoundGpu, ...]:
 def measure_cpu(num_cores: int) -> tuple[float, float]:
     """Bytes read and float32 operations done a second by `num_cores`; about 0.3 s.
 
-    Every core reads a slice of 128 MB, then a matrix product computes; the best of a few. By CPU
-    time, not by the clock: what other processes take away does not count.
+    Every core reads a slice of 128 MB, then every core multiplies small matrices; the best of a
+    few. By CPU time, not by the clock: what other processes take away does not count.
     """
     import numpy as np
 
+    num_rows, depth, num_columns = _PROBE_PRODUCT
     slices = np.array_split(np.ones(_PROBE_FLOATS, np.float32), num_cores)
-    square = np.ones((_PROBE_SIDE, _PROBE_SIDE), np.float32)
+    left = np.ones((num_rows, depth), np.float32)
+    rights = np.ones((num_cores, _PROBE_NUM_PRODUCTS, depth, num_columns), np.float32)
+    outs = np.empty((num_cores, _PROBE_NUM_PRODUCTS, num_rows, num_columns), np.float32)
+
+    def multiply(core: int) -> None:
+        for _ in range(_PROBE_REPEATS):
+            np.matmul(left, rights[core], out=outs[core])
+
+    cores = range(num_cores)
     read_s, compute_s = math.inf, math.inf
     deadline = time.perf_counter() + _PROBE_S
     with ThreadPoolExecutor(num_cores) as threads:
         while compute_s == math.inf or time.perf_counter() < deadline:
             read_s = min(read_s, _cpu_seconds(lambda: list(threads.map(np.max, slices))))
-            compute_s = min(compute_s, _cpu_seconds(lambda: square @ square))
-    return 4 * _PROBE_FLOATS * num_cores / read_s, 2 * _PROBE_SIDE**3 * num_cores / compute_s
+            compute_s = min(compute_s, _cpu_seconds(lambda: list(threads.map(multiply, cores))))
+    # The CPU time is all cores' together, and they work at once: hence their number.
+    num_products = _PROBE_NUM_PRODUCTS * _PROBE_REPEATS * num_cores
+    num_operations = 2 * math.prod(_PROBE_PRODUCT) * num_products
+    return 4 * _PROBE_FLOATS * num_cores / read_s, num_operations * num_cores / compute_s
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:

@@ -16,7 +16,7 @@ from .accelerators import find_gpu, known_gpus
 from .hardware import cpu_device, gpu_device
 from .machine import Machine, measure_cpu
 from .memory import BYTES_PER_VALUE
-from .speed import Device, Roofline, Step
+from .speed import CPU_CALIBRATION, TORCH_CALIBRATION, Device, Roofline, Step
 from .subjects import subject_of
 
 BATCHES = (1, 8, 64)
@@ -135,17 +135,25 @@ def _predict_on(device: Device, model: ModelConfig) -> Prediction:
     return predict_copy(roofline, model.engine)
 
 
-def measured_cpu(machine: Machine) -> Device:
-    """This machine's CPU, measured; bfloat16 units do about twice the float32 arithmetic."""
+def measured_cpu(machine: Machine, kernels: str = "auto") -> Device:
+    """This machine's CPU, measured; bfloat16 units do about twice the float32 arithmetic.
+
+    `kernels` is `hardware.kernels`; what the CPU could run is taken to be built.
+    """
     bandwidth, flops = measure_cpu(machine.num_cores)
     factor = 2 if machine.has_bfloat16 else 1
-    return cpu_device(bandwidth_bytes_per_s=bandwidth, flops_per_s=factor * flops)
+    has_kernels = kernels != "torch" and bool(machine.kernels)
+    return cpu_device(
+        bandwidth_bytes_per_s=bandwidth,
+        flops_per_s=factor * flops,
+        calibration=CPU_CALIBRATION if has_kernels else TORCH_CALIBRATION,
+    )
 
 
 def _device(hardware: HardwareConfig, machine: Machine | None) -> Device | None:
     if hardware.device == "cpu":
         machine = machine or Machine.detect()
-        return measured_cpu(machine)
+        return measured_cpu(machine, hardware.kernels)
     try:
         return gpu_device(find_gpu(hardware.gpu or "", known_gpus()))
     except ConfigurationError:

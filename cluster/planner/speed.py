@@ -19,8 +19,8 @@ from serve.catalog import ModelShape
 class Calibration:
     """What is reached of a device's own limits.
 
-    `bandwidth_share` and `flops_share` are of the data sheet's; `layer_s` is what a layer's kernels
-    cost beyond their bytes, each step.
+    `bandwidth_share` and `flops_share` are of the data sheet's, or of what was measured on a CPU;
+    `layer_s` is what a layer's kernels cost beyond their bytes, each step.
     """
 
     bandwidth_share: float
@@ -32,8 +32,11 @@ class Calibration:
 # 0.6.3, Qwen's own speed benchmark). Larger models, tensor parallelism, long texts and other GPUs
 # are predicted.
 GPU_CALIBRATION = Calibration(bandwidth_share=0.82, flops_share=0.62, layer_s=115e-6)
+# Our kernels on a CPU, against what numpy reaches in `measure_cpu` (`python -m scripts.bench.engine
+# --compare-plan` prints the shares that its run asks for, and the error of these).
+CPU_CALIBRATION = Calibration(bandwidth_share=0.9, flops_share=0.95, layer_s=20e-6)
 # Torch's own linear layers on a CPU: 14.5 tok/s where the bandwidth allows 31 (0.5B, 2 cores).
-CPU_CALIBRATION = Calibration(bandwidth_share=0.47, flops_share=0.8, layer_s=50e-6)
+TORCH_CALIBRATION = Calibration(bandwidth_share=0.47, flops_share=0.8, layer_s=50e-6)
 
 
 @dataclass(frozen=True, slots=True)
