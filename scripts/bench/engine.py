@@ -103,7 +103,7 @@ def main() -> None:
     show_bars(found)
     content = results(measured, limits, found, running, failed)
     if arguments.compare_plan:
-        content["plan"] = compare_plan(shape, asked, measured.tables)
+        content["plan"] = compare_plan(shape, asked, content["tokens_per_s"], measured.devices)
     path = write_results("engine-quick" if arguments.quick else "engine", content)
     print("written:", path, plot_engines(path))
 

@@ -98,5 +98,9 @@ def results(
             for name, table in measured.warm_ups.items()
         },
         "cpu_ms_per_token": measured.cpu_ms,
+        "plan_measures": {
+            number: (device.bandwidth_bytes_per_s, device.flops_per_s)
+            for number, device in measured.devices.items()
+        },
         "bars": [asdict(bar) | {"verdict": bar.verdict} for bar in found],
     }

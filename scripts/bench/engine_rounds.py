@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.planner.speed import Device
 from scripts.bench.bars import Speeds, Table, best
 from scripts.bench.contender import Contender, ContenderError, ContenderSpec
+from scripts.bench.plan_speed import plan_device
 from scripts.bench.probes import Limits, Probes
 from scripts.bench.workloads import Workload
 
@@ -22,12 +24,16 @@ _READ_PASSES = 2
 
 @dataclass(slots=True)
 class Measured:
-    """All that the rounds gave: speeds by workload and engine, CPU seconds a token beside them."""
+    """All that the rounds gave: speeds by workload and engine, CPU time a token beside them.
+
+    By round also the machine's limits, and the machine as the planner sees it.
+    """
 
     tables: dict[str, Table] = field(default_factory=dict)
     warm_ups: dict[str, Table] = field(default_factory=dict)
     cpu_ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     limits: dict[int, Limits] = field(default_factory=dict)
+    devices: dict[int, Device] = field(default_factory=dict)
 
     def table(self, name: str) -> Table:
         """One workload's rounds, with the warm-up's figure for peers that were not asked again."""
@@ -76,6 +82,7 @@ def measure(
     lost: set[str] = set()
     for number in range(num_rounds + 1):
         measured.limits[number] = probes.measure(num_threads, num_read_passes=_READ_PASSES)
+        measured.devices[number] = plan_device()
         print(f"round {number}: {measured.limits[number]}", flush=True)
         for workload in asked:
             for contender in running:
