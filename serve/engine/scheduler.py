@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from itertools import chain
 
 from serve.messages import MoreBlocks, NewSequence, StepInput
 
 from .block_manager import BlockManager
 from .budget import TokenBudget
+from .decodes import Decodes
 from .schedule import Schedule
 from .sequence import NO_SLOT, Sequence, SequenceState
 from .settings import EngineSettings
@@ -48,11 +48,7 @@ class Scheduler:
         self._free_slots = list(range(self.max_running_sequences - 1, -1, -1))
         self._released: list[int] = []
         self._prefilling: list[Sequence] = []
-        self._joining: list[Sequence] = []  # they decode from the next step on
-        self._decoding: list[Sequence] = []
-        self._decode_slots = b""
-        self._is_masked = False  # whether a sequence of `_decoding` has a grammar
-        self._is_stale = False  # whether `_decoding` must be built anew
+        self._decodes = Decodes()
 
     def add(self, sequence: Sequence) -> None:
         """Append a new sequence to the waiting queue."""
@@ -135,11 +131,11 @@ class Scheduler:
         all sequences before it are scheduled already. It cannot come back before the step in flight
         has given it its token, so nothing starts in the step that preempts.
         """
-        if self._is_stale:
-            self._rebuild()
+        decodes = self._decodes
+        decodes.refresh()
         block_size = self.blocks.block_size
         num_preemptions = self.num_preemptions_total
-        for sequence in self._decoding:
+        for sequence in decodes.sequences:
             num_computed = sequence.num_computed_tokens
             if num_computed == len(sequence.block_ids) * block_size:
                 self._make_room(sequence)
@@ -150,28 +146,11 @@ class Scheduler:
                 schedule.more_blocks.append(MoreBlocks(sequence.slot, new_block_ids))
             sequence.num_computed_tokens = num_computed + 1
             if num_computed + 2 >= sequence.max_len:  # it leaves after this step, whatever comes
-                self._is_stale = True
+                decodes.mark_stale()
         if self.num_preemptions_total > num_preemptions:
-            self._set_decoding([one for one in self._decoding if _is_running(one)])
-        schedule.decodes = self._decoding
-        schedule.num_tokens = len(self._decoding)
-
-    def _rebuild(self) -> None:
-        """Take in who joined; leave out who left or gets its last token from a step in flight."""
-        self._set_decoding(
-            [
-                one
-                for one in chain(self._decoding, self._joining)
-                if _is_running(one) and one.num_computed_tokens + 1 < one.max_len
-            ]
-        )
-        self._joining = []
-        self._is_stale = False
-
-    def _set_decoding(self, decoding: list[Sequence]) -> None:
-        self._decoding = decoding
-        self._decode_slots = array("i", [sequence.slot for sequence in decoding]).tobytes()
-        self._is_masked = any(sequence.matcher is not None for sequence in decoding)
+            decodes.leave_out_preempted()
+        schedule.decodes = decodes.sequences
+        schedule.num_tokens = len(decodes.sequences)
 
     def _make_room(self, sequence: Sequence) -> None:
         """Preempt the youngest until a block is free or `sequence` itself was preempted."""
@@ -193,7 +172,7 @@ class Scheduler:
         sequence.slot = NO_SLOT
         sequence.block_ids = []
         sequence.num_computed_tokens = sequence.num_published_blocks = 0
-        self._is_stale = True
+        self._decodes.mark_stale()
 
     def _schedule_prefills(self, schedule: Schedule, num_left: int) -> int:
         """Schedule the next chunk of each prompt already begun; returns the tokens left."""
@@ -212,8 +191,7 @@ class Scheduler:
         if sequence.num_computed_tokens < sequence.num_prefill_tokens:
             self._prefilling.append(sequence)
         else:
-            self._joining.append(sequence)
-            self._is_stale = True
+            self._decodes.join(sequence)
 
     def _start_waiting(self, schedule: Schedule, num_left: int) -> None:
         while num_left > 0 and self.waiting and self._free_slots:
@@ -302,7 +280,7 @@ class Scheduler:
         decode_token_ids = b""
         if schedule.decodes and not self._has_lookahead:
             decode_token_ids = array("i", [one.token_ids[-1] for one in schedule.decodes]).tobytes()
-        schedule.wants_masks = self._is_masked or any(
+        schedule.wants_masks = self._decodes.has_grammar or any(
             one.matcher is not None for one in schedule.sampled
         )
         self.num_steps_total += 1
@@ -311,7 +289,7 @@ class Scheduler:
             released,
             schedule.new,
             schedule.more_blocks,
-            self._decode_slots if schedule.decodes else b"",
+            self._decodes.slots,
             decode_token_ids,
             schedule.chunks,
             schedule.wants_masks,
