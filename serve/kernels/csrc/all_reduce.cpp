@@ -1,186 +1,26 @@
-// A group of ranks in shared memory: all-reduce and gather.
+// All-reduce and gather of a group in shared memory.
 //
-// Each rank writes to slots of its own and counts up a ticket; the others wait for the ticket, then
-// read the slot. Values longer than a slot go in pieces. Pieces take two slots in turn: whoever has
-// written piece p has read piece p - 1, so slot p % 2 is free for piece p + 2 when every rank has
-// written p + 1, and nobody ever waits to be read. A rank sums in rank order, so all have the same
-// bits. The lowest bit of a ticket says that the group is broken: one load sees both, and the word
-// that a sleeper watches changes. Nothing here is ever locked, so a rank may be killed anywhere.
-#include <immintrin.h>
-#include <linux/futex.h>
-#include <sched.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
+// Each rank writes to slots of its own and counts up its ticket; the others wait for the ticket,
+// then read the slot. Values longer than a slot go in pieces. Pieces take two slots in turn:
+// whoever has written piece p has read piece p - 1, so slot p % 2 is free for piece p + 2 when every
+// rank has written p + 1, and nobody ever waits to be read. A rank sums in rank order, so all have
+// the same bits.
 #include <algorithm>
-#include <atomic>
-#include <climits>
 #include <cstring>
 
+#include "group.h"
 #include "shoal.h"
 
+namespace shoal::in_group {
 namespace {
-
-// About 50 us, then 1 ms of giving way, then sleep: the ranks of a step meet every some 100 us.
-constexpr int kNumSpins = 2000;
-constexpr int64_t kYieldNs = 1000 * 1000;
 
 // From here on ranks share the summation: each one sums a part, then all copy the parts.
 constexpr int64_t kMinShared = 16384;
 constexpr int kMinSharingRanks = 3;  // two ranks would read as much as before
 
 constexpr int64_t kBlock = 1024;  // values summed at a time
-constexpr int64_t kLine = 64;
-
-constexpr uint32_t kBroken = 1;
-constexpr uint32_t kPhase = 2;  // of a ticket: a piece is written, then summed
-constexpr uint32_t kPiece = 2 * kPhase;
 
 enum Kind : int64_t { kAllReduce = 1, kGather = 2 };
-
-struct Contents {
-  int64_t kind;
-  int64_t num_values;  // of the whole collective
-};
-
-struct alignas(kLine) RankState {
-  std::atomic<uint32_t> ticket;
-  std::atomic<uint32_t> num_sleepers;
-  Contents contents[2];
-};
-
-struct alignas(kLine) Header {
-  std::atomic<uint32_t> failure;  // reason and rank, set once
-};
-
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
-int64_t slot_stride(int64_t num_slot_values) {
-  return round_up(num_slot_values, kLine / static_cast<int64_t>(sizeof(float)));
-}
-
-int64_t now_ns() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
-
-int num_usable_cores() {
-  cpu_set_t cores;
-  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
-}
-
-// Not the private futex: ranks are processes.
-void sleep_while(std::atomic<uint32_t>* word, uint32_t value, int64_t for_ns) {
-  const timespec limit = {for_ns / 1000000000, for_ns % 1000000000};
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAIT, value, &limit, nullptr, 0);
-}
-
-void wake_all(std::atomic<uint32_t>* word) {
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
-}
-
-}  // namespace
-
-struct shoal_group {
-  Header* header;
-  RankState* states;  // [size]
-  float* slots;       // [size][2][stride]
-  int32_t rank;
-  int32_t size;
-  int64_t num_slot_values;
-  int64_t stride;
-  int64_t timeout_ns;
-  int num_spins;
-  uint32_t piece = 0;  // pieces begun before
-};
-
-namespace {
-
-enum class Seen { kNothing, kTicket, kBreak };
-
-float* slot_of(const shoal_group* group, int32_t rank, uint32_t piece) {
-  return group->slots + (2 * rank + piece % 2) * group->stride;
-}
-
-uint32_t written(uint32_t piece) { return piece * kPiece + kPhase; }
-uint32_t summed(uint32_t piece) { return piece * kPiece + kPiece; }
-
-void fail(shoal_group* group, uint32_t reason, int32_t rank) {
-  uint32_t whole = SHOAL_WHOLE;
-  group->header->failure.compare_exchange_strong(whole, reason << 16 | rank);
-  for (int32_t other = 0; other < group->size; ++other) {
-    group->states[other].ticket.fetch_or(kBroken);
-    wake_all(&group->states[other].ticket);
-  }
-}
-
-Seen look(uint32_t ticket, uint32_t target) {
-  // Tickets wrap around; ranks are never more than two pieces apart. What a rank wrote before it
-  // left counts, so that a group can end with a collective.
-  if (static_cast<int32_t>(ticket - target) >= 0) return Seen::kTicket;
-  return ticket & kBroken ? Seen::kBreak : Seen::kNothing;
-}
-
-Seen sleep_until(shoal_group* group, int32_t rank, uint32_t target) {
-  RankState& state = group->states[rank];
-  const int64_t deadline_ns = now_ns() + group->timeout_ns;
-  Seen seen = Seen::kNothing;
-  // The ticket is raised before sleepers are looked for: one of the two sides sees the other.
-  state.num_sleepers.fetch_add(1);
-  for (;;) {
-    const uint32_t ticket = state.ticket.load();
-    seen = look(ticket, target);
-    if (seen != Seen::kNothing) break;
-    const int64_t left_ns = deadline_ns - now_ns();
-    if (left_ns <= 0) {
-      fail(group, SHOAL_SILENT, rank);
-      continue;
-    }
-    sleep_while(&state.ticket, ticket, left_ns);
-  }
-  state.num_sleepers.fetch_sub(1);
-  return seen;
-}
-
-// Others may have written before this rank left: that would still be summed.
-bool has_left(const shoal_group* group) {
-  const uint32_t left = SHOAL_GONE << 16 | static_cast<uint32_t>(group->rank);
-  return group->header->failure.load() == left;
-}
-
-// Waits until a rank's ticket is at least target; false where the group broke before.
-bool wait_for(shoal_group* group, int32_t rank, uint32_t target) {
-  const std::atomic<uint32_t>& ticket = group->states[rank].ticket;
-  Seen seen = look(ticket.load(), target);
-  for (int i = 0; seen == Seen::kNothing && i < group->num_spins; ++i) {
-    _mm_pause();
-    seen = look(ticket.load(), target);
-  }
-  if (seen == Seen::kNothing) {
-    const int64_t until_ns = now_ns() + kYieldNs;
-    do {
-      sched_yield();
-      seen = look(ticket.load(), target);
-    } while (seen == Seen::kNothing && now_ns() < until_ns);
-  }
-  if (seen == Seen::kNothing) seen = sleep_until(group, rank, target);
-  return seen == Seen::kTicket;
-}
-
-bool wait_for_others(shoal_group* group, uint32_t target) {
-  for (int32_t rank = 0; rank < group->size; ++rank) {
-    if (rank != group->rank && !wait_for(group, rank, target)) return false;
-  }
-  return true;
-}
-
-void raise_ticket(shoal_group* group, uint32_t by) {
-  RankState& state = group->states[group->rank];
-  state.ticket.fetch_add(by);
-  if (state.num_sleepers.load() > 0) wake_all(&state.ticket);
-}
 
 bool has_joined(shoal_group* group, int32_t rank, uint32_t piece, const Contents& expected) {
   if (!wait_for(group, rank, written(piece))) return false;
@@ -289,8 +129,11 @@ int in_pieces(const shoal_group* group, int64_t num_values, TakePart take_part) 
 }
 
 }  // namespace
+}  // namespace shoal::in_group
 
 extern "C" {
+
+using namespace shoal::in_group;
 
 int64_t shoal_group_bytes(int32_t size, int64_t num_slot_values) {
   const int64_t slots = 2 * size * slot_stride(num_slot_values);

@@ -10,7 +10,7 @@
 #include "sampling_scores.h"
 #include "shoal.h"
 
-namespace shoal {
+namespace shoal::sampling {
 namespace {
 
 constexpr float kMinTemperature = 1e-5f;  // below it the distribution is one token: the best
@@ -59,18 +59,18 @@ void find_logprobs(const float* logits, int64_t num_ids, const Workspace& worksp
 }
 
 }  // namespace
-}  // namespace shoal
+}  // namespace shoal::sampling
 
 extern "C" void shoal_sample(shoal_pool* pool, const float* logits, int64_t stride,
                              int64_t num_ids, const shoal_sampling* rows, int64_t num_rows,
                              int32_t* token_ids, int32_t* errors, float* logprobs,
                              int32_t* top_ids, float* top_logprobs, int64_t max_logprobs) {
-  using namespace shoal;
+  using namespace shoal::sampling;
   const int64_t scores_bytes = whole_lines(Scores::scratch_bytes(num_ids));
   const int64_t thread_bytes = scores_bytes + whole_lines(Draw::scratch_bytes(num_ids));
   auto* memory = static_cast<char*>(
-      scratch(pool, Scratch::kSampling, shoal_pool_size(pool) * thread_bytes));
-  parallel(pool, num_rows, [&](int64_t row, int thread) {
+      shoal::scratch(pool, shoal::Scratch::kSampling, shoal_pool_size(pool) * thread_bytes));
+  shoal::parallel(pool, num_rows, [&](int64_t row, int thread) {
     char* own = memory + thread * thread_bytes;
     const Workspace workspace = {own, own + scores_bytes};
     const float* row_logits = logits + row * stride;

@@ -12,7 +12,7 @@
 
 #include "sampling_scores.h"
 
-namespace shoal {
+namespace shoal::sampling {
 
 constexpr int64_t kNumFirstCandidates = 256;
 constexpr int64_t kNumBuckets = 4096;
@@ -259,4 +259,4 @@ class Draw {
   float* weights_;           // [num_groups * kGroup], of the candidates
 };
 
-}  // namespace shoal
+}  // namespace shoal::sampling

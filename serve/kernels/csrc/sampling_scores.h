@@ -14,7 +14,7 @@
 #include "shoal.h"
 #include "vec.h"
 
-namespace shoal {
+namespace shoal::sampling {
 
 constexpr int64_t kGroup = 64;
 constexpr float kNever = -std::numeric_limits<float>::infinity();  // an id that is not allowed
@@ -169,4 +169,4 @@ class Scores {
   float best_ = kNever;
 };
 
-}  // namespace shoal
+}  // namespace shoal::sampling
