@@ -8,9 +8,10 @@ why.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -34,6 +35,9 @@ from .sampler import Sampler
 from .step_sampler import NativeSampler, ReferenceSampler, StepSampler
 from .torch_pass import TorchPass
 
+if TYPE_CHECKING:
+    from .cuda import CudaRunner
+
 logger = logging.getLogger("shoal.shard")
 
 _DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,8 +58,10 @@ def load_runner(
     kv_cache_tokens: int | None = None,
     max_model_len: int | None = None,
     yarn: bool = False,
+    token_budget: int = 512,
+    check_group: Callable[[], None] | None = None,
     on_progress: Progress | None = None,
-) -> ModelRunner:
+) -> ModelRunner | CudaRunner:
     """Load this rank's part of the model in folder `path`.
 
     Args:
@@ -68,10 +74,12 @@ def load_runner(
         eos_token_ids: held back until a request's `min_tokens`.
         max_running_sequences: slots of sequences.
         device: where to compute.
-        kernels: what computes on a CPU.
+        kernels: what computes on a CPU; on a GPU, "torch" is torch and all others are Triton.
         kv_cache_tokens: KV slots; None: what memory allows.
         max_model_len: tokens that a sequence may reach; None: the checkpoint's positions.
         yarn: stretch the positions as the Qwen2.5 family publishes it.
+        token_budget: most tokens of a step, for which a GPU needs memory.
+        check_group: raises where the ranks' group is broken, for who waits for a GPU.
         on_progress: called with (bytes read, bytes in all) as weights arrive.
 
     Raises:
@@ -98,6 +106,16 @@ def load_runner(
         kv_cache_tokens=kv_cache_tokens,
         on_progress=on_progress,
     )
+    if device == "cuda":
+        from .cuda_loading import DeviceOptions, load_cuda_runner
+
+        options = DeviceOptions(
+            torch.device("cuda"),
+            token_budget=token_budget,
+            kernels="torch" if kernels == "torch" else "auto",
+            check_group=check_group,
+        )
+        return load_cuda_runner(plan, options)
     return _make_runner(plan, load_pass(plan, kernels))
 
 

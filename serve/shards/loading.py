@@ -190,16 +190,16 @@ def _load_runner(
         return _load_stand_in(spec)
     # Imported here so that a stand-in needs no torch.
     from serve.runner.loading import load_runner
-    from serve.shards.collectives import make_collectives
 
     assert model.dtype != "auto", "the planner resolved it"
     assert model.max_model_len != "auto", "the planner resolved it"
     assert isinstance(spec.hardware.threads_per_shard, int), "the planner resolved it"
     folder = _folder(model)
     limits = model.engine
+    collectives, check_group = _meet(spec, sockets)
     runner = load_runner(
         path=folder,
-        collectives=make_collectives(spec.rank, spec.size, sockets, model.build_timeout_s),
+        collectives=collectives,
         dtype=model.dtype,
         block_size=limits.block_size,
         num_threads=spec.hardware.threads_per_shard,
@@ -211,6 +211,8 @@ def _load_runner(
         kv_cache_tokens=None if limits.kv_cache_tokens == "auto" else limits.kv_cache_tokens,
         max_model_len=model.max_model_len,
         yarn=model.yarn is True,
+        token_budget=limits.token_budget,
+        check_group=check_group,
         on_progress=lambda num_bytes, num_total: on_progress("weights", num_bytes, num_total),
     )
     facts = {
@@ -224,6 +226,30 @@ def _load_runner(
         )
     }
     return runner, facts
+
+
+def _meet(spec: ShardSpec, sockets: list[socket.socket]) -> tuple[Any, Callable[[], None] | None]:
+    """The rank's collectives, and for ranks on GPUs what raises when their group is broken."""
+    timeout_s = spec.model.build_timeout_s
+    if spec.hardware.device == "cpu" or spec.size == 1:
+        from serve.shards.collectives import make_collectives
+
+        return make_collectives(spec.rank, spec.size, sockets, timeout_s), None
+    import torch
+
+    from serve.runner.cuda_loading import check_device
+    from serve.shards.nccl import DeviceGroup
+
+    device = torch.device("cuda", 0)  # Ray shows each shard its own GPU alone
+    check_device(device)
+    group = DeviceGroup(
+        rank=spec.rank,
+        size=spec.size,
+        sockets=sockets,
+        device=device,
+        timeout_s=timeout_s,
+    )
+    return group, group.check
 
 
 def _load_stand_in(spec: ShardSpec) -> tuple[Any, dict[str, int]]:

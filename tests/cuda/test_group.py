@@ -1,0 +1,49 @@
+"""The group of a device's ranks, in processes, with gloo in the place of NCCL."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+SIZE = 3
+
+
+def test_ranks_sum_gather_and_notice_a_death() -> None:
+    """The last rank dies: rank 0 sees its socket end and leaves, and so does rank 1."""
+    pairs = [socket.socketpair() for _ in range(SIZE - 1)]
+    ends = [[near for near, _ in pairs], *([far] for _, far in pairs)]
+    root = Path(__file__).parents[2]
+    ranks = []
+    for rank, sockets in enumerate(ends):
+        numbers = [one.fileno() for one in sockets]
+        command = [sys.executable, str(Path(__file__).parent / "group_rank.py"), str(rank)]
+        ranks.append(
+            subprocess.Popen(
+                [*command, str(SIZE), *map(str, numbers)],
+                pass_fds=numbers,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            )
+        )
+    for sockets in ends:
+        for one in sockets:
+            one.close()
+    found = []
+    for process in ranks:
+        assert process.stdout is not None
+        found.append(process.stdout.readline())
+    for process in reversed(ranks):
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate(timeout=60) for process in ranks]
+    everything = [[0.0, 0.0, 1.0, 1.0, 2.0, 2.0]] * 2
+    assert found == [f"[6.0, 60.0] {everything}\n", *["[6.0, 60.0] None\n"] * 2], results
+    assert results[0][0] == f"rank {SIZE - 1} is gone: its socket ended\n", results
+    assert results[1][0] == "rank 0 is gone: its socket ended\n", results
