@@ -74,9 +74,9 @@ class NativeCache:
         self.keys = [first + 2 * layer * stride for layer in range(num_layers)]
         self.values = [first + (2 * layer + 1) * stride for layer in range(num_layers)]
 
-    def fill(self, byte: int) -> None:
-        """Set every byte, as if other sequences had been there before."""
-        self._array[:] = byte
+    def fill(self, word: int) -> None:
+        """Set every 32-bit word, as if other sequences had been there before."""
+        self._array.view(np.uint32)[:] = word
 
 
 def attend(

@@ -17,7 +17,24 @@ constexpr int64_t kMinSharedRows = 4;
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-int64_t cache_line_floats(int64_t num_bytes) { return round_up(num_bytes, kCacheLineBytes) / 4; }
+// Cuts memory into pieces at cache lines; without memory it only measures.
+class Carver {
+ public:
+  explicit Carver(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+  template <class Value>
+  Value* take(int64_t count) {
+    char* piece = memory_ == nullptr ? nullptr : memory_ + num_bytes_;
+    num_bytes_ += round_up(count * sizeof(Value), kCacheLineBytes);
+    return reinterpret_cast<Value*>(piece);
+  }
+
+  int64_t num_bytes() const { return num_bytes_; }
+
+ private:
+  char* memory_;
+  int64_t num_bytes_ = 0;
+};
 
 // x turned by the angles of its position, halves layout.
 void rotate(float* x, const float* cos, const float* sin, int64_t half) {
@@ -57,34 +74,26 @@ void combine(const Parts& parts, int64_t row, int64_t num_splits, int64_t head_d
 }
 
 // A thread's own memory.
-template <class Cell>
+template <class Value>
 struct Bench {
-  typename Cell::Activation* query;
+  Input<Value>* query;
   int64_t* num_seen;
   float* maxima;
   float* totals;
   float* parts;  // of a unit with a single split
 
-  static int64_t num_floats(const Geometry& geometry) {
-    const int64_t rows = geometry.unit_rows;
-    return rows * (kMaxHeadDim + 2 + kLanes) + round_up(rows, kLanes) + 4 * kLanes +
-           geometry.part_floats(rows, 1);
-  }
-
-  Bench(float* memory, const Geometry& geometry) {
-    const int64_t rows = geometry.unit_rows;
-    query = reinterpret_cast<typename Cell::Activation*>(memory);
-    totals = memory + rows * kMaxHeadDim;
-    num_seen = reinterpret_cast<int64_t*>(totals + rows * kLanes);
-    parts = totals + rows * kLanes + round_up(2 * rows, kLanes);
-    maxima = parts + geometry.part_floats(rows, 1);
-  }
+  Bench(Carver& memory, const Geometry& geometry)
+      : query(memory.take<Input<Value>>(geometry.unit_rows * kQueryStride<Value>)),
+        num_seen(memory.take<int64_t>(geometry.unit_rows)),
+        maxima(memory.take<float>(geometry.unit_rows)),
+        totals(memory.take<float>(geometry.unit_rows * kLanes)),
+        parts(memory.take<float>(geometry.part_floats(geometry.unit_rows, 1))) {}
 };
 
-template <class Cell>
+template <class Value>
 class Attention {
  public:
-  Attention(shoal_pool* pool, const shoal_heads& heads, const Cache<Cell>& cache, float* qkv,
+  Attention(shoal_pool* pool, const shoal_heads& heads, const Cache<Value>& cache, float* qkv,
             float* out)
       : pool_(pool),
         cache_(cache),
@@ -132,17 +141,20 @@ class Attention {
   }
 
   void place() {
-    const int64_t unit_floats = cache_line_floats(num_units_ * sizeof(Unit));
-    const int64_t count_floats =
-        cache_line_floats(num_units_ * geometry_.num_kv_heads * sizeof(Count));
-    bench_floats_ = round_up(Bench<Cell>::num_floats(geometry_), kLanes);
-    const int64_t num_floats =
-        unit_floats + count_floats + shoal_pool_size(pool_) * bench_floats_ + max_floats_;
-    auto* memory = static_cast<float*>(scratch(pool_, Scratch::kAttention, num_floats * 4));
-    units_ = reinterpret_cast<Unit*>(memory);
-    num_done_ = reinterpret_cast<Count*>(memory + unit_floats);
-    benches_ = memory + unit_floats + count_floats;
-    parts_ = benches_ + shoal_pool_size(pool_) * bench_floats_;
+    Carver bench(nullptr);
+    Bench<Value>(bench, geometry_);
+    bench_bytes_ = bench.num_bytes();
+    Carver measured(nullptr);
+    carve(measured);
+    Carver memory(scratch(pool_, Scratch::kAttention, measured.num_bytes()));
+    carve(memory);
+  }
+
+  void carve(Carver& memory) {
+    units_ = memory.take<Unit>(num_units_);
+    num_done_ = memory.take<Count>(num_units_ * geometry_.num_kv_heads);
+    benches_ = memory.take<char>(shoal_pool_size(pool_) * bench_bytes_);
+    parts_ = memory.take<float>(max_floats_);
   }
 
   void write_rows(const float* cos, const float* sin) {
@@ -192,7 +204,8 @@ class Attention {
   void attend_item(const Unit& unit, int64_t item, int thread) {
     const int64_t head = item % geometry_.num_kv_heads, split = item / geometry_.num_kv_heads;
     const int64_t num_rows = unit.num_tokens * geometry_.group_size;
-    const Bench<Cell> bench(benches_ + thread * bench_floats_, geometry_);
+    Carver own(benches_ + thread * bench_bytes_);
+    const Bench<Value> bench(own, geometry_);
     float* memory = bench.parts;
     if (unit.num_splits > 1) {
       memory = parts_ + unit.first_part + head * geometry_.part_floats(num_rows, unit.num_splits);
@@ -206,18 +219,24 @@ class Attention {
     combine_unit(unit, head, parts);
   }
 
-  void attend_split(const Unit& unit, int64_t head, int64_t split, const Bench<Cell>& bench,
+  void attend_split(const Unit& unit, int64_t head, int64_t split, const Bench<Value>& bench,
                     const Parts& parts) {
     fill_query(unit, head, bench);
     float* out = parts.out + split * parts.num_rows * geometry_.head_dim;
-    const Rows<Cell> rows = {bench.query, bench.num_seen, bench.maxima, bench.totals, out};
+    const Rows<Value> rows = {bench.query, bench.num_seen, bench.maxima, bench.totals, out};
     std::fill_n(bench.maxima, parts.num_rows, kHidden);
     std::fill_n(bench.totals, parts.num_rows * kLanes, 0.0f);
     std::fill_n(out, parts.num_rows * geometry_.head_dim, 0.0f);
     const int64_t num_seen = bench.num_seen[parts.num_rows - 1];
     const int64_t end = std::min((split + 1) * kSplitTokens, num_seen);
+    KeyTile<Value> tile = tile_at(unit, head, split * kSplitTokens, num_seen);
     for (int64_t position = split * kSplitTokens; position < end; position += kTileTokens) {
-      attend_tile(tile_at(unit, head, position, num_seen), rows, parts.num_rows);
+      const bool is_last = position + kTileTokens >= end;
+      const KeyTile<Value> next =
+          is_last ? tile : tile_at(unit, head, position + kTileTokens, num_seen);
+      std::copy(next.keys, next.keys + kNumPieces, tile.next_keys);
+      attend_tile(tile, rows, parts.num_rows);
+      tile = next;
     }
     for (int64_t row = 0; row < parts.num_rows; ++row) {
       parts.maxima[row * parts.stride + split] = bench.maxima[row];
@@ -226,7 +245,7 @@ class Attention {
   }
 
   // Rows of a unit are its tokens, each with the group's heads.
-  void fill_query(const Unit& unit, int64_t head, const Bench<Cell>& bench) {
+  void fill_query(const Unit& unit, int64_t head, const Bench<Value>& bench) {
     const int64_t head_dim = geometry_.head_dim, group_size = geometry_.group_size;
     const Vec scale = set1(kLog2E / std::sqrt(static_cast<float>(head_dim)));
     for (int64_t row = 0; row < unit.num_tokens * group_size; ++row) {
@@ -234,22 +253,25 @@ class Attention {
       bench.num_seen[row] = unit.first_position() + token + 1;
       const float* query = row_of(unit, token) + (head * group_size + row % group_size) * head_dim;
       for (int64_t d = 0; d < head_dim; d += kLanes) {
-        Cell::store_inputs(bench.query + row * kMaxHeadDim + d, mul(load(query + d), scale));
+        store_inputs(bench.query + row * kQueryStride<Value> + d, mul(load(query + d), scale));
       }
     }
   }
 
-  Tile<Cell> tile_at(const Unit& unit, int64_t head, int64_t position, int64_t num_seen) const {
-    Tile<Cell> tile;
+  // Of the unit's positions from one on; those behind num_seen may have no block.
+  KeyTile<Value> tile_at(const Unit& unit, int64_t head, int64_t position, int64_t num_seen) const {
+    const int64_t block_size = cache_.block_size;
+    KeyTile<Value> tile;
     tile.first_position = position;
-    tile.block_size = cache_.block_size;
+    tile.key_step = block_size * kInputs<Value>;
     tile.head_dim = geometry_.head_dim;
-    for (int64_t i = 0; i < kTileTokens / cache_.block_size; ++i) {
-      const int64_t at = position + i * cache_.block_size;
+    for (int64_t i = 0; i < kNumPieces; ++i) {
+      const int64_t at = position + i * kPieceTokens;
       const int64_t known = at < num_seen ? at : position;
-      const int64_t offset = cache_.offset(unit.span->block_table[known / cache_.block_size], head);
-      tile.keys[i] = cache_.keys + offset;
-      tile.values[i] = cache_.values + offset;
+      const int64_t offset = cache_.offset(unit.span->block_table[known / block_size], head);
+      tile.keys[i] = cache_.keys + offset + known % block_size * kInputs<Value>;
+      tile.values[i] = cache_.values + offset + known % block_size * geometry_.head_dim;
+      tile.next_keys[i] = tile.keys[i];
     }
     return tile;
   }
@@ -268,7 +290,7 @@ class Attention {
   using Count = std::atomic<int64_t>;
 
   shoal_pool* pool_;
-  Cache<Cell> cache_;
+  Cache<Value> cache_;
   Geometry geometry_;
   float* qkv_;
   int64_t qkv_stride_;
@@ -277,19 +299,19 @@ class Attention {
 
   int64_t num_units_;
   int64_t max_floats_;  // of the parts of a wave
-  int64_t bench_floats_;
+  int64_t bench_bytes_;
   Unit* units_;
   Count* num_done_;  // [num_units, num_kv_heads] splits
-  float* benches_;   // [pool size, bench_floats]
+  char* benches_;    // [pool size, bench_bytes]
   float* parts_;
 };
 
-template <class Cell>
+template <class Value>
 void attend(shoal_pool* pool, const shoal_heads& heads, void* keys, void* values,
             const shoal_span* spans, int64_t num_spans, float* qkv, const float* cos,
             const float* sin, float* out) {
-  const Cache<Cell> cache(heads, keys, values);
-  Attention<Cell>(pool, heads, cache, qkv, out).run(spans, num_spans, cos, sin);
+  const Cache<Value> cache(heads, keys, values);
+  Attention<Value>(pool, heads, cache, qkv, out).run(spans, num_spans, cos, sin);
 }
 
 }  // namespace
@@ -303,7 +325,7 @@ int64_t shoal_cache_bytes(const shoal_heads* heads, int64_t num_blocks) {
 void shoal_attend(shoal_pool* pool, const shoal_heads* heads, void* keys, void* values,
                   const shoal_span* spans, int64_t num_spans, float* qkv, const float* cos,
                   const float* sin, float* out) {
-  const auto run = heads->dtype == SHOAL_F32 ? shoal::attend<shoal::FloatCell>
-                                             : shoal::attend<shoal::PairCell>;
+  const auto run = heads->dtype == SHOAL_F32 ? shoal::attend<float>
+                                             : shoal::attend<shoal::Bf16>;
   run(pool, *heads, keys, values, spans, num_spans, qkv, cos, sin, out);
 }

@@ -7,59 +7,41 @@
 // across lanes.
 #pragma once
 
+#include "linear_tile.h"
 #include "shoal.h"
-#include "vec.h"
 
 namespace shoal {
 
-// A bf16 cache: a step multiplies two inputs. Sums of 2 Vecs for each row, and what is multiplied,
-// fill the registers at kBestRows; even a group of seven heads fits AVX2's sixteen, where an
-// operand is loaded anew for each Vec.
-struct PairCell {
-  using Stored = Bf16;
-  using Activation = shoal::Activation;
-  using Operand = shoal::Operand;
-  static constexpr int kInputs = 2;
-  static constexpr int kBestRows = kTileRows;
-  static constexpr int kMaxRows = kTileRows + kTileRows / 6;
+template <class Value>
+using Input = typename Weights<Value>::Input;
 
-  static Pairs load(const Stored* p) { return load_pairs(p); }
-  static Operand operand(const Activation* x) { return load_operand(x); }
-  static Vec accumulate(Vec sum, Operand x, Pairs w) { return shoal::accumulate(sum, x, w); }
-  static void store_inputs(Activation* p, Vec x) { store_activations(p, x); }
-  static Stored stored(float value) { return to_bf16(value); }
-};
+template <class Value>
+constexpr int64_t kInputs = Packed<Value>::kStepInputs;
 
-// A float32 cache: a step multiplies one.
-struct FloatCell {
-  using Stored = float;
-  using Activation = float;
-  using Operand = Vec;
-  static constexpr int kInputs = 1;
-  static constexpr int kBestRows = 6;
-  static constexpr int kMaxRows = 7;
+template <class Value>
+Value stored(float value) {
+  if constexpr (std::is_same_v<Value, float>) return value;
+  else return to_bf16(value);
+}
 
-  static Vec load(const Stored* p) { return shoal::load(p); }
-  static Operand operand(const Activation* x) { return set1(*x); }
-  static Vec accumulate(Vec sum, Operand x, Vec w) { return fma(x, w, sum); }
-  static void store_inputs(Activation* p, Vec x) { store(p, x); }
-  static Stored stored(float value) { return value; }
-};
+template <class Value>
+void store_inputs(Value* p, Vec x) {
+  if constexpr (std::is_same_v<Value, float>) store(p, x);
+  else store_activations(p, x);
+}
 
 // One layer's keys and values.
-template <class Cell>
+template <class Value>
 struct Cache {
-  using Stored = typename Cell::Stored;
-
-  Stored* keys;
-  Stored* values;
+  Value* keys;
+  Value* values;
   int64_t num_kv_heads;
   int64_t head_dim;
   int64_t block_size;
 
   Cache(const shoal_heads& heads, void* keys, void* values)
-      : keys(static_cast<Stored*>(keys)),
-        values(static_cast<Stored*>(values)),
+      : keys(static_cast<Value*>(keys)),
+        values(static_cast<Value*>(values)),
         num_kv_heads(heads.num_kv_heads),
         head_dim(heads.head_dim),
         block_size(heads.block_size) {}
@@ -69,16 +51,14 @@ struct Cache {
     return (block * num_kv_heads + head) * block_size * head_dim;
   }
 
-  void write(int64_t block, int64_t head, int64_t token, const float* key, const float* value) {
-    constexpr int kInputs = Cell::kInputs;
-    Stored* panel = keys + offset(block, head) + token * kInputs;
-    for (int64_t d = 0; d < head_dim; ++d) {
-      panel[d / kInputs * block_size * kInputs + d % kInputs] = Cell::stored(key[d]);
+  void write(int64_t block, int64_t head, int64_t slot, const float* key, const float* value) {
+    constexpr int64_t kPair = kInputs<Value>;
+    Value* column = keys + offset(block, head) + slot * kPair;
+    for (int64_t d = 0; d < head_dim; d += kPair) {
+      for (int64_t i = 0; i < kPair; ++i) column[d * block_size + i] = stored<Value>(key[d + i]);
     }
-    Stored* row = values + offset(block, head) + token / kInputs * head_dim * kInputs;
-    for (int64_t d = 0; d < head_dim; ++d) {
-      row[d * kInputs + token % kInputs] = Cell::stored(value[d]);
-    }
+    Value* row = values + offset(block, head) + slot / kPair * head_dim * kPair + slot % kPair;
+    for (int64_t d = 0; d < head_dim; ++d) row[d * kPair] = stored<Value>(value[d]);
   }
 };
 

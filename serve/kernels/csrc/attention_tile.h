@@ -14,41 +14,54 @@
 
 namespace shoal {
 
-constexpr int kTileTokens = 64;
-constexpr int kMaxHeadDim = 128;
-constexpr int kMinBlockSize = 16;
+constexpr int64_t kTileTokens = 64;
+constexpr int64_t kMaxHeadDim = 128;
+constexpr int64_t kPieceTokens = 16;  // of a block, or of half of one
+constexpr int64_t kNumPieces = kTileTokens / kPieceTokens;
 
-static_assert(PairCell::kMaxRows <= kLanes && FloatCell::kMaxRows <= kLanes,
-              "what is kept of each row fits one Vec");
+// Sums of 2 Vecs for each row, and what is multiplied, fill the registers at kBestRows. One more
+// fits where an input is loaded anew for each Vec: a group of seven heads on AVX2.
+template <class Value>
+constexpr int kBestRows = std::is_same_v<Input<Value>, float> ? 6 : kTileRows;
+template <class Value>
+constexpr int kMaxRows = kBestRows<Value> + kBestRows<Value> / 6;
+
+// From a row's inputs to the next's: rows lie in different banks of the first cache, else two of
+// their inputs cannot be loaded at once.
+template <class Value, int64_t kSize>
+constexpr int64_t kSkewed = kSize + 8 / sizeof(Input<Value>);
+template <class Value>
+constexpr int64_t kQueryStride = kSkewed<Value, kMaxHeadDim>;
+template <class Value>
+constexpr int64_t kWeightStride = kSkewed<Value, kTileTokens>;
+
+static_assert(kMaxRows<Bf16> <= kLanes, "what is kept of each row fits one Vec");
 
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
-template <class Cell>
-struct Tile {
-  using Stored = typename Cell::Stored;
-
-  const Stored* keys[kTileTokens / kMinBlockSize];  // its blocks; any where there is none
-  const Stored* values[kTileTokens / kMinBlockSize];
+// The tile's keys and values in pieces; any where there is none. The keys of the tile behind it
+// are fetched meanwhile.
+template <class Value>
+struct KeyTile {
+  const Value* keys[kNumPieces];
+  const Value* values[kNumPieces];
+  const Value* next_keys[kNumPieces];
   int64_t first_position;
-  int64_t block_size;
+  int64_t key_step;  // from a key's inputs to its next
   int64_t head_dim;
-
-  const Stored* keys_from(int64_t token) const {
-    return keys[token / block_size] + token % block_size * Cell::kInputs;
-  }
 };
 
 // Where rows stand between tiles.
-template <class Cell>
+template <class Value>
 struct Rows {
-  const typename Cell::Activation* query;  // [num_rows, kMaxHeadDim], scaled, for powers of two
-  const int64_t* num_seen;                 // [num_rows] positions from 0 on; never less than before
-  float* maxima;                           // [num_rows]
-  float* totals;                           // [num_rows, kLanes], of weights
-  float* out;                              // [num_rows, head_dim], weighted sums of values
+  const Input<Value>* query;  // [num_rows, kQueryStride], scaled, for powers of two
+  const int64_t* num_seen;    // [num_rows] positions from 0 on; never less than before
+  float* maxima;              // [num_rows]
+  float* totals;              // [num_rows, kLanes], of weights
+  float* out;                 // [num_rows, head_dim], weighted sums of values
 
   Rows from(int64_t row, int64_t head_dim) const {
-    return {query + row * kMaxHeadDim, num_seen + row, maxima + row, totals + row * kLanes,
+    return {query + row * kQueryStride<Value>, num_seen + row, maxima + row, totals + row * kLanes,
             out + row * head_dim};
   }
 };
@@ -68,38 +81,83 @@ inline Vec power_of_negative(Vec x) {
   return zero_where_less(x, lowest, mul(p, power_of_two(n)));
 }
 
-// sums[row] += num_steps steps of x[row] times the two Vecs at left and right.
-template <class Cell, int kRows, int kStride>
-__attribute__((always_inline)) inline void multiply(
-    Vec (&sums)[kRows][2], const typename Cell::Activation* x, const typename Cell::Stored* left,
-    const typename Cell::Stored* right, int64_t step, int64_t num_steps) {
+// acc + *x * w; the compiler does not keep *x for later.
+inline Vec add_loaded_product(Vec acc, const float* x, Vec w) {
+#if defined(SHOAL_ISA_AVX2)
+  Vec input;
+  asm("vbroadcastss %2, %1\n\tvfmadd231ps %3, %1, %0" : "+x"(acc), "=&x"(input) : "m"(*x), "x"(w));
+  return acc;
+#else
+  return add_product(acc, set1(*x), w);
+#endif
+}
+
+// What two Vecs side by side read, step by step, and the cache lines to fetch meanwhile.
+template <class Value>
+struct Stream {
+  const Value* left;
+  const Value* right;
+  int64_t step;
+  const Value* ahead;
+  const Value* ahead_right;  // where two Vecs are two cache lines
+  int64_t ahead_step;
+};
+
+// sums[row] += num_steps steps of x[row] times the stream.
+template <class Value, int kRows, int64_t kStride>
+__attribute__((always_inline)) inline void multiply(Vec (&sums)[kRows][2], const Input<Value>* x,
+                                                    Stream<Value> from, int64_t num_steps) {
+  using W = Weights<Value>;
   for (int64_t i = 0; i < num_steps; ++i) {
-    const auto w0 = Cell::load(left);
-    const auto w1 = Cell::load(right);
+    prefetch(from.ahead);
+    if (kLanes > 8) prefetch(from.ahead_right);
+#pragma GCC unroll 2
+    for (int phase = 0; phase < W::kPhases; ++phase) {
+      if constexpr (kRows <= kBestRows<Value>) {
+        const auto left = W::load_weights(from.left, phase);
+        const auto right = W::load_weights(from.right, phase);
 #pragma GCC unroll 16
-    for (int row = 0; row < kRows; ++row) {
-      const auto operand = Cell::operand(x + row * kStride);
-      sums[row][0] = Cell::accumulate(sums[row][0], operand, w0);
-      sums[row][1] = Cell::accumulate(sums[row][1], operand, w1);
+        for (int row = 0; row < kRows; ++row) {
+          const auto input = W::load_input(x + row * kStride, phase);
+          sums[row][0] = W::accumulate(sums[row][0], input, left);
+          sums[row][1] = W::accumulate(sums[row][1], input, right);
+        }
+      } else {
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+          const auto weight = W::load_weights(v == 0 ? from.left : from.right, phase);
+#pragma GCC unroll 16
+          for (int row = 0; row < kRows; ++row) {
+            sums[row][v] = add_loaded_product(sums[row][v], x + row * kStride + phase, weight);
+          }
+        }
+      }
     }
-    left += step;
-    right += step;
-    x += Cell::kInputs;
+    from.left += from.step;
+    from.right += from.step;
+    from.ahead += from.ahead_step;
+    from.ahead_right += from.ahead_step;
+    x += kInputs<Value>;
   }
 }
 
-// Query times keys of the tile's first num_tokens, and of some behind them.
-template <class Cell, int kRows>
-void score(const Tile<Cell>& tile, const typename Cell::Activation* query, int64_t num_tokens,
+// Query times keys of the tile's first num_tokens, and of some behind them; fetches values.
+template <class Value, int kRows>
+void score(const KeyTile<Value>& tile, const Input<Value>* query, int64_t num_tokens,
            float (&scores)[kRows][kTileTokens]) {
+  constexpr int64_t kLine = kCacheLineBytes / sizeof(Value);
   for (int64_t token = 0; token < num_tokens; token += 2 * kLanes) {
+    const int64_t piece = token / kPieceTokens;
+    const int64_t next = (token + kLanes) / kPieceTokens;
+    const int64_t next_offset = (token + kLanes) % kPieceTokens * kInputs<Value>;
     Vec sums[kRows][2];
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) sums[row][0] = sums[row][1] = zero();
-    multiply<Cell, kRows, kMaxHeadDim>(sums, query, tile.keys_from(token),
-                                       tile.keys_from(token + kLanes),
-                                       tile.block_size * Cell::kInputs,
-                                       tile.head_dim / Cell::kInputs);
+    multiply<Value, kRows, kQueryStride<Value>>(sums, query,
+                                        {tile.keys[piece], tile.keys[next] + next_offset,
+                                         tile.key_step, tile.values[piece], tile.values[next],
+                                         kLine},
+                                        tile.head_dim / kInputs<Value>);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
       store(scores[row] + token, sums[row][0]);
@@ -109,9 +167,9 @@ void score(const Tile<Cell>& tile, const typename Cell::Activation* query, int64
 }
 
 // Scores of the positions seen become weights; kept is what earlier sums are worth beside them.
-template <class Cell>
+template <class Value>
 void weigh(float (*scores)[kTileTokens], const int64_t* num_seen, int num_rows,
-           const Rows<Cell>& rows, typename Cell::Activation (*weights)[kTileTokens],
+           const Rows<Value>& rows, Input<Value> (*weights)[kWeightStride<Value>],
            float (&kept)[kLanes]) {
   std::fill(kept, kept + kLanes, 0.0f);
   for (int row = 0; row < num_rows; ++row) {
@@ -132,18 +190,18 @@ void weigh(float (*scores)[kTileTokens], const int64_t* num_seen, int num_rows,
     for (int64_t token = 0; token < num_seen[row]; token += kLanes) {
       const Vec weight = power_of_negative(sub(load(scores[row] + token), most));
       total = add(total, weight);
-      Cell::store_inputs(weights[row] + token, weight);
+      store_inputs(weights[row] + token, weight);
     }
     store(rows.totals + row * kLanes, total);
   }
 }
 
-// out = out * kept + weights of tokens [first, end) times their values; both are whole steps.
-template <class Cell, int kRows>
-void add_values(const typename Cell::Stored* const* blocks, int64_t block_size, int64_t head_dim,
-                const typename Cell::Activation* weights, int64_t first, int64_t end,
+// out = out * kept + weights of the tile's tokens [first, end) times their values, both whole
+// steps; fetches the next tile's keys.
+template <class Value, int kRows>
+void add_values(const KeyTile<Value>& tile, const Input<Value>* weights, int64_t first, int64_t end,
                 const float* kept, float* out) {
-  constexpr int kInputs = Cell::kInputs;
+  const int64_t head_dim = tile.head_dim;
   for (int64_t d = 0; d < head_dim; d += 2 * kLanes) {
     Vec sums[kRows][2];
 #pragma GCC unroll 16
@@ -153,11 +211,15 @@ void add_values(const typename Cell::Stored* const* blocks, int64_t block_size, 
       sums[row][1] = mul(load(out + row * head_dim + d + kLanes), factor);
     }
     for (int64_t token = first; token < end;) {
-      const int64_t slot = token % block_size;
-      const int64_t num_tokens = std::min(end - token, block_size - slot);
-      const auto* values = blocks[token / block_size] + (slot / kInputs * head_dim + d) * kInputs;
-      multiply<Cell, kRows, kTileTokens>(sums, weights + token, values, values + kLanes * kInputs,
-                                         head_dim * kInputs, num_tokens / kInputs);
+      const int64_t piece = token / kPieceTokens, slot = token % kPieceTokens;
+      const int64_t num_tokens = std::min(end - token, kPieceTokens - slot);
+      const Value* values = tile.values[piece] + slot * head_dim + d * kInputs<Value>;
+      const Value* ahead = tile.next_keys[piece] + d / kInputs<Value> * tile.key_step;
+      multiply<Value, kRows, kWeightStride<Value>>(sums, weights + token,
+                                          {values, values + kLanes * kInputs<Value>,
+                                           head_dim * kInputs<Value>, ahead,
+                                           ahead + tile.key_step, kLanes / 8 * tile.key_step},
+                                          num_tokens / kInputs<Value>);
       token += num_tokens;
     }
 #pragma GCC unroll 16
@@ -169,64 +231,64 @@ void add_values(const typename Cell::Stored* const* blocks, int64_t block_size, 
 }
 
 // One row's values from token `first` to where it ends, which may be in the middle of a pair.
-template <class Cell>
-void add_rest(const Tile<Cell>& tile, const typename Cell::Activation* weights, int64_t first,
+template <class Value>
+void add_rest(const KeyTile<Value>& tile, const Input<Value>* weights, int64_t first,
               int64_t num_seen, float* out) {
-  constexpr int kInputs = Cell::kInputs;
+  constexpr int64_t kPair = kInputs<Value>;
   const float kept = 1.0f;
-  const int64_t end = num_seen / kInputs * kInputs;
-  add_values<Cell, 1>(tile.values, tile.block_size, tile.head_dim, weights, first, end, &kept, out);
+  const int64_t end = num_seen / kPair * kPair;
+  add_values<Value, 1>(tile, weights, first, end, &kept, out);
   if (end == num_seen) return;
-  typename Cell::Stored half[kMaxHeadDim * kInputs];
-  const auto* values = tile.values[end / tile.block_size] + end % tile.block_size * tile.head_dim;
-  for (int64_t i = 0; i < tile.head_dim * kInputs; ++i) half[i] = i % kInputs ? 0 : values[i];
-  const typename Cell::Stored* block = half;
-  add_values<Cell, 1>(&block, kInputs, tile.head_dim, weights + end, 0, kInputs, &kept, out);
+  Value half[kMaxHeadDim * kPair];
+  const Value* values = tile.values[end / kPieceTokens] + end % kPieceTokens * tile.head_dim;
+  for (int64_t i = 0; i < tile.head_dim * kPair; ++i) half[i] = i % kPair ? 0 : values[i];
+  KeyTile<Value> rest = tile;
+  rest.values[0] = half;
+  add_values<Value, 1>(rest, weights + end, 0, kPair, &kept, out);
 }
 
-template <class Cell, int kRows>
-void attend_rows(const Tile<Cell>& tile, const Rows<Cell>& rows) {
+template <class Value, int kRows>
+void attend_rows(const KeyTile<Value>& tile, const Rows<Value>& rows) {
   int64_t num_seen[kRows];
   for (int row = 0; row < kRows; ++row) {
     num_seen[row] =
         std::clamp<int64_t>(rows.num_seen[row] - tile.first_position, 0, kTileTokens);
   }
   alignas(64) float scores[kRows][kTileTokens];
-  alignas(64) typename Cell::Activation weights[kRows][kTileTokens];
+  alignas(64) Input<Value> weights[kRows][kWeightStride<Value>];
   alignas(64) float kept[kLanes];
-  score<Cell, kRows>(tile, rows.query, num_seen[kRows - 1], scores);
-  weigh<Cell>(scores, num_seen, kRows, rows, weights, kept);
-  const int64_t all_see = num_seen[0] / Cell::kInputs * Cell::kInputs;
-  add_values<Cell, kRows>(tile.values, tile.block_size, tile.head_dim, weights[0], 0, all_see, kept,
-                          rows.out);
+  score<Value, kRows>(tile, rows.query, num_seen[kRows - 1], scores);
+  weigh<Value>(scores, num_seen, kRows, rows, weights, kept);
+  const int64_t all_see = num_seen[0] / kInputs<Value> * kInputs<Value>;
+  add_values<Value, kRows>(tile, weights[0], 0, all_see, kept, rows.out);
   for (int row = 0; row < kRows; ++row) {
     if (num_seen[row] == all_see) continue;
-    add_rest<Cell>(tile, weights[row], all_see, num_seen[row], rows.out + row * tile.head_dim);
+    add_rest<Value>(tile, weights[row], all_see, num_seen[row], rows.out + row * tile.head_dim);
   }
 }
 
-template <class Cell, int kRows = Cell::kMaxRows>
-void attend_some_rows(int64_t num_rows, const Tile<Cell>& tile, const Rows<Cell>& rows) {
+template <class Value, int kRows = kMaxRows<Value>>
+void attend_some_rows(int64_t num_rows, const KeyTile<Value>& tile, const Rows<Value>& rows) {
   if constexpr (kRows > 1) {
-    if (num_rows < kRows) return attend_some_rows<Cell, kRows - 1>(num_rows, tile, rows);
+    if (num_rows < kRows) return attend_some_rows<Value, kRows - 1>(num_rows, tile, rows);
   }
-  attend_rows<Cell, kRows>(tile, rows);
+  attend_rows<Value, kRows>(tile, rows);
 }
 
 // Rows that are computed together when num_rows are left: all, even halves, or the most efficient.
-template <class Cell>
+template <class Value>
 int64_t rows_together(int64_t num_rows) {
-  if (num_rows <= Cell::kMaxRows) return num_rows;
-  return num_rows < 2 * Cell::kBestRows ? (num_rows + 1) / 2 : Cell::kBestRows;
+  if (num_rows <= kMaxRows<Value>) return num_rows;
+  return num_rows < 2 * kBestRows<Value> ? (num_rows + 1) / 2 : kBestRows<Value>;
 }
 
-template <class Cell>
-void attend_tile(const Tile<Cell>& tile, const Rows<Cell>& rows, int64_t num_rows) {
+template <class Value>
+void attend_tile(const KeyTile<Value>& tile, const Rows<Value>& rows, int64_t num_rows) {
   int64_t count;
   for (int64_t row = 0; row < num_rows; row += count) {
-    count = rows_together<Cell>(num_rows - row);
+    count = rows_together<Value>(num_rows - row);
     if (rows.num_seen[row + count - 1] <= tile.first_position) continue;
-    attend_some_rows<Cell>(count, tile, rows.from(row, tile.head_dim));
+    attend_some_rows<Value>(count, tile, rows.from(row, tile.head_dim));
   }
 }
 
