@@ -173,6 +173,7 @@ SIGNATURES: Mapping[str, tuple[type | None, list[type]]] = {
     "shoal_isa": (c_char_p, []),
     "shoal_source_hash": (c_char_p, []),
     "shoal_panel_width": (c_int, []),
+    "shoal_prepare": (c_int, []),
     "shoal_pool_new": (_POOL, [c_int]),
     "shoal_pool_delete": (None, [_POOL]),
     "shoal_pool_size": (c_int, [_POOL]),

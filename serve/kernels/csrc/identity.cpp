@@ -1,4 +1,7 @@
 // What this library is: Python asks before it uses it.
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "shoal.h"
 #include "vec.h"
 
@@ -25,5 +28,15 @@ const char* shoal_isa(void) {
 const char* shoal_source_hash(void) { return SHOAL_SOURCE_HASH; }
 
 int shoal_panel_width(void) { return shoal::kPanelWidth; }
+
+int shoal_prepare(void) {
+#if defined(SHOAL_ISA_AMX)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return 1;
+#endif
+}
 
 }  // extern "C"

@@ -19,9 +19,10 @@ enum { SHOAL_F32 = 0, SHOAL_BF16 = 1, SHOAL_F16 = 2 };  // F16 is only ever pack
 
 // --- what this library is ------------------------------------------------------------------------
 
-SHOAL_API const char* shoal_isa(void);          // "avx2", "avx512", "amx", "emulated"
+SHOAL_API const char* shoal_isa(void);          // "avx2", "avx512", "amx", "emulated", "emulated_amx"
 SHOAL_API const char* shoal_source_hash(void);  // of the sources it was built from
 SHOAL_API int shoal_panel_width(void);          // outputs of a panel
+SHOAL_API int shoal_prepare(void);  // once a process, first: 0 where the system refuses (AMX tiles)
 
 // --- threads (threads.cpp) -----------------------------------------------------------------------
 
