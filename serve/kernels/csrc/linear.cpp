@@ -1,6 +1,6 @@
 // Rows of activations times a packed weight, with bias or SwiGLU behind it.
 //
-// Rows are split into groups of at most kTileRows, groups into blocks, panels into ranges; a task is
+// Rows are split into groups that fill a register tile, groups into blocks, panels into ranges; a task is
 // one block times one range. Few rows (one group) read each panel once from memory, straight
 // through. Many rows take a chunk of a panel for one group after the other while it lies in the
 // first cache, and meanwhile fetch the next chunk. Nothing of this changes a chain of sums, see
@@ -10,6 +10,9 @@
 
 #include "linear_tile.h"
 #include "pool.h"
+#if defined(SHOAL_ISA_AMX) || defined(SHOAL_ISA_EMULATED_AMX)
+#include "linear_amx.h"
+#endif
 
 namespace shoal {
 namespace {
@@ -22,7 +25,6 @@ constexpr int64_t kTaskBytes = 1 << 17;  // of weights, at least: worth a thread
 constexpr int64_t kTasksPerThread = 16;  // at most: who is held up leaves the rest to others
 constexpr int64_t kInlineValues = 1 << 15;  // of activations, that one thread makes ready
 
-constexpr int64_t kBlockGroups = kBlockRows / kTileRows;
 constexpr int64_t kSumsStride = kStripPanels * kPanelWidth;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -70,14 +72,14 @@ class Product {
       : call_(call),
         padded_(Packed<Value>::padded_inputs(call.matrix->num_inputs)),
         num_panels_(call.matrix->num_outputs / kPanelWidth),
-        groups_{call.num_rows, ceil_div(call.num_rows, kTileRows)},
+        groups_{call.num_rows, ceil_div(call.num_rows, kGroupRows)},
         blocks_{groups_.num_parts, ceil_div(groups_.num_parts, kBlockGroups)},
         ranges_{ceil_div(num_panels_, 2), num_ranges()},
         inputs_(static_cast<Input*>(scratch(call.pool, Scratch::kActivations,
                                             call.num_rows * padded_ * sizeof(Input)))) {}
 
   void run() {
-    const int64_t task_groups = ceil_div(kInlineValues, kTileRows * padded_);
+    const int64_t task_groups = ceil_div(kInlineValues, kGroupRows * padded_);
     parallel(call_.pool, ceil_div(groups_.num_parts, task_groups), [&](int64_t index, int) {
       const int64_t end = std::min(groups_.num_parts, (index + 1) * task_groups);
       for (int64_t group = index * task_groups; group < end; ++group) write_inputs(group);
@@ -93,6 +95,8 @@ class Product {
   }
 
  private:
+  static constexpr int64_t kGroupRows = Tiles<Value>::kRows;
+  static constexpr int64_t kBlockGroups = kBlockRows / kGroupRows;
   static constexpr int64_t kStepInputs = Packed<Value>::kStepInputs;
   static constexpr int64_t kStepBytes = kStepInputs * kPanelWidth * sizeof(Value);
 
@@ -115,7 +119,6 @@ class Product {
   void write_inputs(int64_t group) {
     constexpr int64_t kPiece = 256;
     const int64_t num_rows = groups_.length(group);
-    Input* out = inputs_ + groups_.first(group) * padded_;
     for (int64_t row = 0; row < num_rows; ++row) {
       const float* x = call_.x + (groups_.first(group) + row) * call_.x_stride;
       for (int64_t input = 0; input < padded_; input += kPiece) {
@@ -125,16 +128,34 @@ class Product {
         Input values[kPiece];
         convert(x + input, num_values, values);
         std::fill(values + num_values, values + num_padded, Input{});
-        Input* to = out + input * num_rows + row * kStepInputs;
-        for (int64_t i = 0; i < num_padded; i += kStepInputs) {
-          std::memcpy(to + i * num_rows, values + i, kStepInputs * sizeof(Input));
-        }
+        write_piece(values, num_padded, num_rows, at(group, row, input));
       }
     }
   }
 
-  const Input* inputs_at(int64_t group, int64_t step) const {
-    return inputs_ + groups_.first(group) * padded_ + step * groups_.length(group) * kStepInputs;
+  static void write_piece(const Input* values, int64_t num_values, int64_t num_rows, Input* out) {
+    if (Tiles<Value>::kIsInterleaved && num_rows > 1) {
+      for (int64_t i = 0; i < num_values; i += kStepInputs) {
+        std::memcpy(out + i * num_rows, values + i, kStepInputs * sizeof(Input));
+      }
+    } else {
+      std::memcpy(out, values, num_values * sizeof(Input));
+    }
+  }
+
+  // Where a row of a group has the input, which starts a step.
+  Input* at(int64_t group, int64_t row, int64_t input) const {
+    Input* inputs = inputs_ + groups_.first(group) * padded_;
+    return Tiles<Value>::kIsInterleaved
+               ? inputs + input * groups_.length(group) + row * kStepInputs
+               : inputs + row * padded_ + input;
+  }
+
+  // The group's part of a tile.
+  void set_group(Tile* tile, int64_t group, int64_t first_step) const {
+    tile->num_rows = groups_.length(group);
+    tile->inputs = at(group, 0, first_step * kStepInputs);
+    tile->input_stride = padded_;
   }
 
   void run_strip(int64_t block, int64_t first_panel, int64_t num_panels) {
@@ -162,24 +183,24 @@ class Product {
     const int64_t num_rows = groups_.length(0);
     const int64_t end = num_steps();
     const int64_t near_end = std::max<int64_t>(0, end - kAheadBytes / kStepBytes);
-    const int64_t side_by_side = num_rows <= kMaxRowsOfTwoPanels ? 2 : 1;
+    const int64_t side_by_side = num_rows <= Tiles<Value>::kRowsOfTwoPanels ? 2 : 1;
     for (int64_t i = 0; i < num_panels; i += side_by_side) {
       const int64_t panel = first_panel + i;
       const int64_t num_taken = std::min(side_by_side, num_panels - i);
-      const TileFunction multiply = tile_function<Value>(num_rows, num_taken);
+      const TileFunction multiply = Tiles<Value>::function(num_rows, num_taken);
       Tile tile{};
       tile.panel_bytes = panel_bytes();
       tile.sums = sums + i * kPanelWidth;
       tile.sums_stride = kSumsStride;
       tile.ahead_step_bytes = kStepBytes;
       tile.is_first = true;
-      tile.inputs = inputs_at(0, 0);
+      set_group(&tile, 0, 0);
       tile.panel = panel_at(panel, 0);
       tile.num_steps = near_end;
       tile.ahead = panel_at(panel, 0) + kAheadBytes;
       multiply(tile);
       tile.is_first = false;
-      tile.inputs = inputs_at(0, near_end);
+      set_group(&tile, 0, near_end);
       tile.panel = panel_at(panel, near_end);
       tile.num_steps = end - near_end;
       tile.ahead = panel_at(panel + num_taken, 0);
@@ -206,10 +227,10 @@ class Product {
         tile.ahead_step_bytes = ceil_div(kStepBytes, num_groups);
         for (int64_t group = 0; group < num_groups; ++group) {
           const int64_t row = groups_.first(first_group + group) - groups_.first(first_group);
-          tile.inputs = inputs_at(first_group + group, step);
+          set_group(&tile, first_group + group, step);
           tile.sums = sums + row * kSumsStride + i * kPanelWidth;
           tile.ahead = next + group * chunk_steps * kStepBytes / num_groups;
-          tile_function<Value>(groups_.length(first_group + group), 1)(tile);
+          Tiles<Value>::function(tile.num_rows, 1)(tile);
         }
       }
     }

@@ -1,8 +1,7 @@
 // One register tile of a matrix product: some rows of activations times one or two panels.
 //
 // Every output has one chain of sums over its inputs, from the first to the last, whatever stands
-// beside it; a chain may be put down in memory and taken up again, which changes no bit of it. Rows
-// of a tile lie interleaved, step by step: [num_steps, rows, kStepInputs].
+// beside it; a chain may be put down in memory and taken up again, which changes no bit of it.
 #pragma once
 
 #include <algorithm>
@@ -16,9 +15,11 @@ namespace shoal {
 
 // What a tile reads and writes. A step is one of the panel's, see packed.h.
 struct Tile {
-  const void* inputs;   // of the tile's rows, from its first step on
-  const void* panel;    // from its first step on
-  int64_t panel_bytes;  // to the next panel, where two are read
+  int64_t num_rows;
+  const void* inputs;    // of the tile's rows, from its first step on
+  int64_t input_stride;  // values from row to row, where rows do not lie interleaved
+  const void* panel;     // from its first step on
+  int64_t panel_bytes;   // to the next panel, where two are read
   int64_t num_steps;
   float* sums;  // [rows, sums_stride]; a panel's outputs stand side by side
   int64_t sums_stride;
@@ -121,23 +122,33 @@ void multiply_tile(const Tile& tile) {
   }
 }
 
-using TileFunction = void (*)(const Tile& tile);
-
 // Two panels at a time for one or two rows, which alone would wait for each sum before the next.
 constexpr int kMaxRowsOfTwoPanels = 2;
 
+using TileFunction = void (*)(const Tile& tile);
+
 template <class Value, int... kRows>
-TileFunction tile_function(int64_t num_rows, int64_t num_panels,
-                           std::integer_sequence<int, kRows...>) {
+TileFunction vector_tile_function(int64_t num_rows, int64_t num_panels,
+                                  std::integer_sequence<int, kRows...>) {
   static constexpr TileFunction one[] = {multiply_tile<Value, kRows + 1, 1>...};
   static constexpr TileFunction two[] = {
       multiply_tile<Value, std::min(kRows + 1, kMaxRowsOfTwoPanels), 2>...};
   return num_panels == 2 ? two[num_rows - 1] : one[num_rows - 1];
 }
 
+// How rows times panels of Value are done here.
 template <class Value>
-TileFunction tile_function(int64_t num_rows, int64_t num_panels) {
-  return tile_function<Value>(num_rows, num_panels, std::make_integer_sequence<int, kTileRows>());
-}
+struct VectorTiles {
+  static constexpr int kRows = kTileRows;
+  static constexpr int kRowsOfTwoPanels = kMaxRowsOfTwoPanels;
+  static constexpr bool kIsInterleaved = true;  // rows: [num_steps, rows, kStepInputs]
+  static TileFunction function(int64_t num_rows, int64_t num_panels) {
+    return vector_tile_function<Value>(num_rows, num_panels,
+                                       std::make_integer_sequence<int, kTileRows>());
+  }
+};
+
+template <class Value>
+struct Tiles : VectorTiles<Value> {};
 
 }  // namespace shoal
