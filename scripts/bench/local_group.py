@@ -23,6 +23,7 @@ from serve.engine.ledger import StepResult
 from serve.messages import GenerateRequest, Prompt, SamplingParams, StreamAddress
 from serve.shards.loading import LoadedShard, group_listener
 from serve.shards.spec import ShardSpec
+from serve.transport.rendezvous import SECRET_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class LocalGroup:
 
 
 def _specs(options: GroupOptions, folder: str) -> list[ShardSpec]:
-    secret = secrets.token_bytes(16)
+    secret = secrets.token_bytes(SECRET_BYTES)
     model = ModelConfig.model_validate(
         {
             "name": "bench",
