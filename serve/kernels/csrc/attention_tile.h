@@ -81,16 +81,14 @@ inline Vec power_of_negative(Vec x) {
   return zero_where_less(x, lowest, mul(p, power_of_two(n)));
 }
 
+#if defined(SHOAL_ISA_AVX2)
 // acc + *x * w; the compiler does not keep *x for later.
 inline Vec add_loaded_product(Vec acc, const float* x, Vec w) {
-#if defined(SHOAL_ISA_AVX2)
   Vec input;
   asm("vbroadcastss %2, %1\n\tvfmadd231ps %3, %1, %0" : "+x"(acc), "=&x"(input) : "m"(*x), "x"(w));
   return acc;
-#else
-  return add_product(acc, set1(*x), w);
-#endif
 }
+#endif
 
 // What two Vecs side by side read, step by step, and the cache lines to fetch meanwhile.
 template <class Value>
@@ -113,7 +111,7 @@ __attribute__((always_inline)) inline void multiply(Vec (&sums)[kRows][2], const
     if (kLanes > 8) prefetch(from.ahead_right);
 #pragma GCC unroll 2
     for (int phase = 0; phase < W::kPhases; ++phase) {
-      if constexpr (kRows <= kBestRows<Value>) {
+      if constexpr (kRows <= kBestRows<Value> || kLanes > 8) {
         const auto left = W::load_weights(from.left, phase);
         const auto right = W::load_weights(from.right, phase);
 #pragma GCC unroll 16
