@@ -18,7 +18,6 @@ import torch
 from serve.attention.paged import PagedAttention
 from serve.catalog import ModelShape, stretch_with_yarn, tensor_parallel_problem
 from serve.checkpoint import inspect_checkpoint
-from serve.config import Dtype, Kernels
 from serve.errors import CheckpointError, ConfigurationError
 from serve.kernels import native
 from serve.kernels.native import NativeLibrary, Pool
@@ -36,6 +35,8 @@ from .step_sampler import NativeSampler, ReferenceSampler, StepSampler
 from .torch_pass import TorchPass
 
 if TYPE_CHECKING:
+    from serve.config import Dtype, Kernels
+
     from .cuda import CudaRunner
 
 logger = logging.getLogger("shoal.shard")
@@ -121,10 +122,14 @@ def load_runner(
 
 @dataclass(frozen=True, slots=True)
 class LoadedPass:
-    """A rank's model, ready to run; counts as in `RunnerFacts`, `pool` is the native kernels'."""
+    """A rank's model, ready to run; counts as in `RunnerFacts`, `pool` is the native kernels'.
+
+    `block_stride` is the KV pool's (see `SequenceTable`).
+    """
 
     forward: ForwardPass
     pool: Pool | None
+    block_stride: int
     kernels: str
     num_total_blocks: int
     num_weight_bytes: int
@@ -187,6 +192,7 @@ def _load_native(plan: RunnerPlan, library: NativeLibrary) -> LoadedPass:
     return LoadedPass(
         forward,
         pool=pool,
+        block_stride=kv_pool.block_stride,
         kernels=library.isa,
         num_total_blocks=kv_pool.num_blocks,
         num_weight_bytes=sum(cut.into.num_bytes for cut in decoder.cuts()),
@@ -213,6 +219,7 @@ def _load_torch(plan: RunnerPlan) -> LoadedPass:
     return LoadedPass(
         TorchPass(model, attention),
         pool=None,
+        block_stride=1,
         kernels="torch",
         num_total_blocks=kv_pool.num_blocks,
         num_weight_bytes=sum(cut.into.num_bytes for cut in model.cuts()),
@@ -221,7 +228,8 @@ def _load_torch(plan: RunnerPlan) -> LoadedPass:
 
 
 def _make_runner(plan: RunnerPlan, loaded: LoadedPass) -> ModelRunner:
-    sequences, sampling = plan.make_sequences(), plan.make_sampling()
+    sequences = plan.make_sequences(block_stride=loaded.block_stride)
+    sampling = plan.make_sampling()
     sampler: StepSampler
     if loaded.pool is not None:
         sampler = NativeSampler(loaded.pool, sampling, num_ids=plan.num_real_tokens)
