@@ -166,6 +166,25 @@ def test_aborted_request_ends_once_and_its_neighbour_is_unharmed(make_engine: Ma
     assert receiver.choices[2, 0].token_ids == alone.token_ids
 
 
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_abort_comes_after_the_tokens_that_were_made_before_it(
+    make_engine: MakeEngine, lookahead: bool
+) -> None:
+    engine = make_engine(lookahead=lookahead)
+    receiver = Receiver()
+    engine.add(generate_request(1, [5, 6], max_tokens=12))
+    receiver.take(engine.step())
+    engine.start_step()
+    engine.finish_step()
+    engine.abort(1)
+    receiver.take(engine.take_result())
+    while engine.has_work:
+        receiver.take(engine.step())
+
+    assert len(receiver.choices[1, 0].token_ids) == (1 if lookahead else 2)
+    assert receiver.choices[1, 0].finish_reason == "abort"
+
+
 def test_lost_runner_ends_every_request_with_the_error(make_engine: MakeEngine) -> None:
     engine = make_engine(max_running_sequences=2)
     receiver = Receiver()

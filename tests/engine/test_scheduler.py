@@ -105,6 +105,27 @@ def test_sequence_preempted_with_a_token_in_flight_keeps_that_token(
     assert crowded.choices == roomy.choices
 
 
+@pytest.mark.parametrize("num_old_tokens", [1, 2, 3])
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_prompt_preempted_with_a_chunk_in_flight_is_computed_again(
+    make_engine: MakeEngine, lookahead: bool, num_old_tokens: int
+) -> None:
+    def run_both(num_total_blocks: int) -> tuple[Engine, Receiver]:
+        engine = make_engine(
+            runner=SlotRunner(num_total_blocks, 4, choose_by_hash),
+            num_total_blocks=num_total_blocks,
+            token_budget=2,
+            lookahead=lookahead,
+        )
+        old = generate_request(1, list(range(2, 2 + num_old_tokens)), max_tokens=14)
+        return engine, run(engine, [old, generate_request(2, list(range(20, 32)), max_tokens=2)])
+
+    tight, crowded = run_both(5)
+
+    assert tight.load().num_preemptions_total > 0
+    assert crowded.choices == run_both(64)[1].choices
+
+
 def test_pool_for_three_serves_32_clients_with_few_preemptions(make_engine: MakeEngine) -> None:
     runner = SlotRunner(30, 4, choose_by_hash)
     engine = make_engine(runner=runner, num_total_blocks=30, max_running_sequences=32)
