@@ -32,14 +32,16 @@ class AlignedMemory:
         # Private: shared memory gets no huge pages.
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._map = mmap.mmap(-1, max(1, num_bytes) + _HUGE_PAGE_BYTES, flags=private)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._advise_huge_pages()
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.address = -(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        # Whole ones: what is behind would take a page of 2 MiB for its last few bytes.
+        num_huge_bytes = num_bytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES
+        if num_huge_bytes and hasattr(mmap, "MADV_HUGEPAGE"):
+            self._advise_huge_pages(self.address - start, num_huge_bytes)
 
-    def _advise_huge_pages(self) -> None:
+    def _advise_huge_pages(self, offset: int, num_bytes: int) -> None:
         try:
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            self._map.madvise(mmap.MADV_HUGEPAGE, offset, num_bytes)
         except OSError:  # a system without huge pages: small ones serve, slower
             return
 

@@ -57,11 +57,16 @@ class SequenceTable:
         max_slots: sequences that may run at once.
         max_tokens: tokens that a sequence may reach.
         block_size: KV slots of a block.
+        block_stride: what block ids are multiplied by in `block_tables`: how many of its own units
+            the KV pool counts from one block to the next.
     """
 
-    def __init__(self, *, max_slots: int, max_tokens: int, block_size: int) -> None:
+    def __init__(
+        self, *, max_slots: int, max_tokens: int, block_size: int, block_stride: int = 1
+    ) -> None:
         max_blocks = -(-max_tokens // block_size)
         self._block_size = block_size
+        self._block_stride = block_stride
         self._num_blocks = np.zeros(max_slots, np.int64)
         self.block_tables = np.zeros((max_slots, max_blocks), np.int32)
         rows = np.arange(max_slots, dtype=np.uint64) * np.uint64(self.block_tables.strides[0])
@@ -104,7 +109,8 @@ class SequenceTable:
 
     def _extend(self, slot: int, block_ids: list[int]) -> None:
         start = self._num_blocks[slot]
-        self.block_tables[slot, start : start + len(block_ids)] = block_ids
+        units = np.array(block_ids, np.int32) * self._block_stride
+        self.block_tables[slot, start : start + len(block_ids)] = units
         self._num_blocks[slot] = start + len(block_ids)
 
     def _batch(

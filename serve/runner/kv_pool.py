@@ -8,7 +8,6 @@ until it is used.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Sequence
 
 import torch
@@ -51,8 +50,16 @@ class KVPool:
 class NativeKVPool:
     """Keys and values of `num_blocks` blocks in the layout of the CPU kernels, on huge pages.
 
+    A block's keys and values of all layers lie together, so that a few long sequences fill a few
+    huge pages instead of one for each layer. Each is a unit, and kernels count units::
+
+        block 0: layer 0's keys, its values, layer 1's keys, ..., one unit left free; block 1: ...
+
+    so block i begins at unit i * `block_stride`. The free unit makes that odd: with an even number
+    of units, often a multiple of a cache's way, one layer's blocks would push each other out of it.
+
     Args:
-        library: the kernels, which know the layout.
+        library: the kernels, which know the size of a unit.
         heads: of this rank.
         num_layers: of the model.
         num_blocks: blocks of the pool.
@@ -61,15 +68,13 @@ class NativeKVPool:
     def __init__(
         self, library: NativeLibrary, heads: abi.Heads, *, num_layers: int, num_blocks: int
     ) -> None:
-        num_bytes = library.functions.shoal_cache_bytes(ctypes.byref(heads), num_blocks)
-        stride = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = AlignedMemory(2 * num_layers * stride)
-        keys = range(
-            self._memory.address, self._memory.address + num_layers * 2 * stride, 2 * stride
-        )
+        unit_bytes: int = library.functions.shoal_cache_bytes(ctypes.byref(heads), 1)
         self.num_blocks = num_blocks
-        self.caches: Sequence[tuple[int, int]] = [(start, start + stride) for start in keys]
-        """By layer, where its keys and its values lie."""
+        self.block_stride = 2 * num_layers + 1
+        self._memory = AlignedMemory(num_blocks * self.block_stride * unit_bytes)
+        keys = [self._memory.address + 2 * layer * unit_bytes for layer in range(num_layers)]
+        self.caches: Sequence[tuple[int, int]] = [(start, start + unit_bytes) for start in keys]
+        """By layer, where block 0's keys and its values lie."""
 
 
 def auto_kv_cache_tokens(shape: ModelShape, *, size: int, dtype: torch.dtype) -> int:

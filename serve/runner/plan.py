@@ -42,12 +42,13 @@ class RunnerPlan:
     kv_cache_tokens: int | None
     on_progress: Progress | None
 
-    def make_sequences(self) -> SequenceTable:
+    def make_sequences(self, *, block_stride: int = 1) -> SequenceTable:
         """An empty table for as many sequences as may run."""
         return SequenceTable(
             max_slots=self.max_running_sequences,
             max_tokens=self.max_model_len,
             block_size=self.block_size,
+            block_stride=block_stride,
         )
 
     def make_sampling(self) -> SamplingTable:

@@ -69,7 +69,8 @@ class LoadedModel:
         )
         self.loaded = load_pass(plan, kernels)
         tables = np.random.default_rng(0).permutation(num_sequences * num_blocks)
-        self._tables = tables.astype(np.int32).reshape(num_sequences, num_blocks)
+        units = tables.astype(np.int32) * self.loaded.block_stride
+        self._tables = units.reshape(num_sequences, num_blocks)
 
     def step(self, parts: Sequence[Part], rows: Sequence[int] | None = None) -> list[Logits]:
         """Logits of each part's tokens, float32 [num_tokens, vocab_size]; none on other ranks.
