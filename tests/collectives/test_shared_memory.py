@@ -180,6 +180,40 @@ def test_a_rank_that_leaves_fails_every_other_by_its_number(leaving):
         rank.close()
 
 
+def test_a_rank_that_leaves_wakes_those_that_sleep():
+    ranks = connected_ranks(3, timeout_s=100, make=make_collectives)
+    errors: list[str] = []
+
+    def take_part(rank: Collectives) -> None:
+        try:
+            rank.all_reduce(torch.ones(100))
+        except CollectiveError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=take_part, args=(rank,), daemon=True) for rank in ranks[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        _see_asleep(thread)
+    ranks[2].close()
+    for thread in threads:
+        thread.join(20)
+
+    assert errors == ["rank 2 is gone: its socket ended"] * 2
+    for rank in ranks:
+        rank.close()
+
+
+def _see_asleep(thread: threading.Thread) -> None:
+    """Returns when the thread's CPU clock stands still."""
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)
+    before_s, now_s = -1.0, time.clock_gettime(clock)
+    while now_s != before_s:
+        threading.Event().wait(0.02)
+        before_s, now_s = now_s, time.clock_gettime(clock)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -1,10 +1,10 @@
 // All-reduce and gather of a group in shared memory.
 //
 // Each rank writes to slots of its own and counts up its ticket; the others wait for the ticket,
-// then read the slot. Values longer than a slot go in pieces. Pieces take two slots in turn:
-// whoever has written piece p has read piece p - 1, so slot p % 2 is free for piece p + 2 when every
-// rank has written p + 1, and nobody ever waits to be read. A rank sums in rank order, so all have
-// the same bits.
+// then read the slot. Values longer than a slot go in pieces, which take two slots in turn: whoever
+// has written piece p has read piece p - 1, so slot p % 2 is free for piece p + 2 when every rank
+// has written p + 1, and nobody ever waits to be read. A rank sums in rank order, so all have the
+// same bits.
 #include <algorithm>
 #include <cstring>
 
