@@ -35,13 +35,17 @@ _BFLOAT16_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kernel at one size: `call` runs it once; bytes and operations are the least it needs."""
+    """One kernel at one size: `call` runs it once; bytes and operations are the least it needs.
+
+    `is_cold`: its data comes from memory, as in a step; else from the CPU's caches.
+    """
 
     kernel: str
     size: str
     call: Callable[[], object]
     num_bytes: float
     num_operations: float
+    is_cold: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,7 @@ def norm_cases(pool: Pool, shape: ModelShape) -> Iterator[Case]:
                 *(1e-6, len(residual), residual.shape[1], out.ctypes.data),
             )
 
-        yield Case("norm", f"{num_rows} rows", call, 4 * residual.nbytes, 6 * residual.size)
+        yield Case("norm", f"{num_rows} rows", call, 4 * residual.nbytes, 6 * residual.size, False)
 
 
 def sampling_cases(pool: Pool, shape: ModelShape) -> Iterator[Case]:
@@ -219,7 +223,9 @@ def sampling_cases(pool: Pool, shape: ModelShape) -> Iterator[Case]:
                     *(None, None, None, 0),
                 )
 
-            yield Case(f"sampling, {name}", f"{num_rows} rows", call, logits.nbytes, logits.size)
+            yield Case(
+                f"sampling, {name}", f"{num_rows} rows", call, logits.nbytes, logits.size, False
+            )
 
 
 def _huge(num_bytes: int) -> tuple[mmap.mmap, int]:

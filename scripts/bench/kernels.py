@@ -1,8 +1,8 @@
 """Share of the machine's limit that each CPU kernel reaches: `python -m scripts.bench.kernels`.
 
 Every kernel of the 0.5B's shape by itself, its weights or cache cold as in a step. A kernel's limit
-is the longer of its bytes at the measured bandwidth and its operations at the measured peak.
-Kernels whose data stays in the CPU's caches may be above a limit that is memory's.
+is the longer of its bytes at the measured bandwidth and its operations at the measured peak. What a
+step has in the CPU's caches (norm, sampling, what ranks exchange) is told in microseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scripts.bench.kernel_cases import (
     norm_cases,
     sampling_cases,
 )
-from scripts.bench.plot_style import LIMIT, new_figure, save
+from scripts.bench.plot_style import LIMIT, OURS, new_figure, save
 from scripts.bench.probes import Limits, Probes, num_cores
 from scripts.bench.shoal_run import machine, write_results
 from serve.catalog import ModelShape
@@ -70,41 +70,50 @@ def measure(case: Case, limits: Limits, seconds: float) -> dict[str, Any]:
         "gflop_s": case.num_operations / took_s / 1e9,
         "limit_us": max(read_s, compute_s) * 1e6,
         "bound_by": "memory" if read_s >= compute_s else "arithmetic",
-        "share": max(read_s, compute_s) / took_s,
+        "share": max(read_s, compute_s) / took_s if case.is_cold else None,
     }
 
 
 def show(row: dict[str, Any]) -> None:
     """A line of the table, as soon as it is known."""
+    share = "- |" if row["share"] is None else f"{row['bound_by']} | {row['share']:.2f} |"
     print(
         f"| {row['kernel']} | {row['size']} | {row['us']:.0f} | {row['gb_s']:.1f}"
-        f" | {row['gflop_s']:.0f} | {row['bound_by']} | {row['share']:.2f} |",
+        f" | {row['gflop_s']:.0f} | {share}",
         flush=True,
     )
 
 
 def plot(path: Path) -> Path:
-    """Share of the limit by rows for the products, and for everything else."""
-    rows = json.loads(path.read_text())["rows"]
-    figure, (left, right) = new_figure(2, width=14, height=6)
+    """Shares of the limit for products and attention, microseconds for what is in caches."""
+    content = json.loads(path.read_text())
+    rows = content["rows"]
+    figure, (left, middle, right) = new_figure(3, width=17, height=5)
     for kernel in _PANELS:
         found = [row for row in rows if row["kernel"] == kernel]
         sizes = [row["size"].split()[0] for row in found]
         left.plot(sizes, [row["share"] for row in found], marker="o", label=kernel)
-    left.set_title("Packed linear: share of the limit by rows", fontsize=11)
+    left.set_title("Packed linear: share of the limit", fontsize=11)
     left.set_xlabel("rows")
-    left.set_ylabel("share of the limit")
-    left.legend(frameon=False)
-    others = [row for row in rows if row["kernel"] not in _PANELS and "share" in row][::-1]
-    names = [f"{row['kernel']}, {row['size']}" for row in others]
-    drawn = right.barh(names, [row["share"] for row in others], color="#1769aa")
-    right.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
-    right.set_title("Everything else: share of the limit", fontsize=11)
-    right.tick_params(axis="y", labelsize=8)
     left.axhline(1.0, color=LIMIT, linestyle="--")
-    left.set_ylim(0, 1.15)
-    right.axvline(1.0, color=LIMIT, linestyle="--")
+    left.set_ylim(0, 1.25)
+    left.legend(frameon=False)
+    attention = [row for row in rows if row["kernel"].startswith("attention")]
+    _draw_bars(middle, attention, "share", "%.2f")
+    middle.set_title("Attention: share of the limit, sequences x context", fontsize=11)
+    middle.axvline(1.0, color=LIMIT, linestyle="--")
+    others = [row for row in rows if row["share"] is None] + content["meetings"]
+    _draw_bars(right, others, "us", "%.0f")
+    right.set_title("In the CPU's caches: microseconds", fontsize=11)
+    right.set_xscale("log")
     return save(figure, path)
+
+
+def _draw_bars(axes: Any, rows: list[dict[str, Any]], figure: str, form: str) -> None:
+    names = [f"{row['kernel'].removeprefix('attention, ')}, {row['size']}" for row in rows[::-1]]
+    drawn = axes.barh(names, [row[figure] for row in rows[::-1]], color=OURS)
+    axes.bar_label(drawn, fmt=form, padding=3, fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
 
 
 def main() -> None:
