@@ -75,7 +75,8 @@ class Prompt(msgspec.Struct, frozen=True, array_like=True):
 
     `output_token_ids` holds, per choice, the tokens that an earlier attempt already sent (empty
     but for a migrated request). `block_hashes` are the chained hashes of the prompt's full
-    blocks of `serve.prefix.HASH_BLOCK_TOKENS` tokens.
+    blocks of `serve.prefix.HASH_BLOCK_TOKENS` tokens, whatever the request's namespace; none where
+    nobody computed them.
     """
 
     token_ids: list[int]
@@ -155,7 +156,7 @@ class StepInput(msgspec.Struct, frozen=True, array_like=True):
     token to its copy and computes it. The tokens are `decode_token_ids`, int32 in the same order;
     empty bytes mean that each is what this runner sampled for that slot in the step before (the
     engine runs one step ahead and does not know them yet). `wants_masks` says that masks come with
-    the call that samples.
+    the call that samples. A step may have no rows at all: then it only takes over changes.
     """
 
     step_id: int

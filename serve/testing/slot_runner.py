@@ -98,6 +98,7 @@ class SlotRunner:
         step, self._started = self._started, None
         assert step is not None, "no step was started"
         assert step.wants_masks or not masks
+        assert masks.keys() <= set(self._sampled_slots)
         output = StepOutput(step.step_id, [], {}, {})
         for row, slot in enumerate(self._sampled_slots):
             known = self._known[slot]

@@ -132,3 +132,20 @@ def test_json_is_the_same_in_company_after_preemption_and_resumed(
 
             assert sent + rest.token_ids == whole.token_ids
             assert rest.finish_reason == whole.finish_reason
+
+
+def test_token_that_breaks_the_grammar_ends_its_request_alone(make_engine: MakeEngine) -> None:
+    def choose(new: NewSequence, token_ids: list[int], mask: np.ndarray | None) -> Chosen:
+        brace, other = TOKENIZER.token_to_id("{"), TOKENIZER.token_to_id("a")
+        return Chosen(brace if len(token_ids) == new.num_prompt_tokens else other)
+
+    engine = make_engine(runner=SlotRunner(64, 4, choose), grammars=GRAMMARS, eos_token_ids=(EOS,))
+    receiver = run(engine, [json_request(1, SPECS[0]), generate_request(2, [5, 6])])
+
+    choice = receiver.choices[1, 0]
+    assert (len(choice.token_ids), choice.finish_reason) == (1, "error")
+    assert choice.error is not None
+    assert choice.error.code == "internal_error"
+    assert receiver.summaries[1].num_completion_tokens == 1
+    assert len(receiver.choices[2, 0].token_ids) == 8
+    assert engine.load().num_generation_tokens_total == 9
