@@ -76,7 +76,11 @@ class NativeCache:
 
     def fill(self, word: int) -> None:
         """Set every 32-bit word, as if other sequences had been there before."""
-        self._array.view(np.uint32)[:] = word
+        self.as_array()[:] = word
+
+    def as_array(self) -> npt.NDArray[np.uint32]:
+        """All of its memory."""
+        return self._array.view(np.uint32)
 
 
 def attend(
