@@ -1,9 +1,12 @@
-"""Every Triton kernel against its torch twin, run by Triton's interpreter on the CPU.
+"""Every Triton kernel against its torch twin: on a GPU, or run by Triton's interpreter on a CPU.
 
 Collected by `test_kernels.py` in a process of its own: the interpreter is chosen at import.
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,14 +20,25 @@ from serve.kernels import (
 from serve.kernels.device import QUERY_TILE, Drawing, Places, Rules, Workspace
 from serve.kernels.device_draw import draw_from_best
 
+IS_INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
+DEVICE = torch.device("cpu" if IS_INTERPRETED else "cuda")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # The interpreter multiplies the bits of bfloat16 matrices as integers: float16 stands for both.
-DOT_DTYPES = [torch.float32, torch.float16]
+DOT_DTYPES = [torch.float32, torch.float16] if IS_INTERPRETED else DTYPES
+
+
+@pytest.fixture(autouse=True)
+def _on_device() -> Iterator[None]:
+    with DEVICE:
+        yield
 
 
 def _random(*dims: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*dims, generator=generator).to(dtype)
+    return torch.randn(*dims, generator=_generator(seed), device="cpu").to(DEVICE, dtype)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -95,7 +109,7 @@ def _cache(
     """Keys, values and the block tables of slots whose blocks lie shuffled."""
     num_blocks = num_slots * max_blocks
     dims = (num_blocks, block_size, num_kv_heads, head_dim)
-    order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(5))
+    order = torch.randperm(num_blocks, generator=_generator(5), device="cpu").to(DEVICE)
     tables = order.view(num_slots, max_blocks).to(torch.int32)
     return _random(*dims, dtype=dtype, seed=6), _random(*dims, dtype=dtype, seed=7), tables
 
@@ -142,7 +156,7 @@ def test_decodes_agree(
         num_heads=num_heads,
         head_dim=head_dim,
         max_tokens=max_tokens,
-        device=torch.device("cpu"),
+        device=DEVICE,
     )
     found, wanted = torch.empty_like(query), torch.empty_like(query)
     triton_attention.attend_decodes(query, keys, values, places, workspace, found)
@@ -175,13 +189,14 @@ def test_prompts_agree(
 def test_adjusted_scores_agree() -> None:
     num_rows, vocab_size, num_ids = 4, 1100, 1075
     logits = _random(num_rows, vocab_size)
-    generator = torch.Generator().manual_seed(3)
-    masks = torch.randint(-(2**31), 2**31 - 1, (2, 34), generator=generator, dtype=torch.int32)
+    words = torch.randint(0, 2**31 - 1, (2, 34), generator=_generator(3), device="cpu")
+    masks = (words * 2 - 2**31).to(DEVICE, torch.int32)
+    counts = torch.randint(0, 3, (5, vocab_size), generator=_generator(4), device="cpu")
     rules = Rules(
         slots=torch.tensor([4, 0, 2, 3]).int(),
         penalties=torch.tensor([[1.3, 0.5, 0.25], [1, 0, 0], [1, 0, 0.7], [0.8, -1, 0]]),
-        is_in_prompt=torch.rand(5, vocab_size, generator=generator) < 0.3,
-        counts=torch.randint(0, 3, (5, vocab_size), generator=generator).to(torch.int16),
+        is_in_prompt=_random(5, vocab_size, seed=5) > 0.5,
+        counts=counts.to(DEVICE, torch.int16),
         mask_rows=torch.tensor([-1, 0, -1, 1]).int(),
         masks=masks,
     )
