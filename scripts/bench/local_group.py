@@ -21,7 +21,7 @@ from serve.config import EngineConfig, HardwareConfig, ModelConfig
 from serve.engine.engine import Engine
 from serve.engine.ledger import StepResult
 from serve.messages import GenerateRequest, Prompt, SamplingParams, StreamAddress
-from serve.shards.loading import LoadedShard, group_listener
+from serve.shards.loading import LoadedShard, Progress, group_listener
 from serve.shards.spec import ShardSpec
 from serve.transport.rendezvous import SECRET_BYTES
 
@@ -41,9 +41,14 @@ class GroupOptions:
 
 
 class LocalGroup:
-    """A loaded engine. `close` (or leaving the context) ends the other ranks."""
+    """A loaded engine. `close` (or leaving the context) ends the other ranks.
 
-    def __init__(self, options: GroupOptions) -> None:
+    `on_progress` is told how far rank 0's loading is.
+    """
+
+    def __init__(
+        self, options: GroupOptions, on_progress: Progress = lambda phase, done, total: None
+    ) -> None:
         self.options = options
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-b-")
         listener, address = None, ""
@@ -51,7 +56,7 @@ class LocalGroup:
             listener, address = group_listener(self._folder.name, "127.0.0.1")
         specs = _specs(options, self._folder.name)
         self._others = [_start(spec, address) for spec in specs[1:]]
-        self.shard = _load(specs[0], listener, address)
+        self.shard = _load(specs[0], listener, address, on_progress)
         self.shard.warm_up()
         self.engine: Engine = self.shard.make_engine()
         self._num_requests = 0
@@ -129,12 +134,17 @@ def _specs(options: GroupOptions, folder: str) -> list[ShardSpec]:
     ]
 
 
-def _load(spec: ShardSpec, listener: Any, address: str) -> LoadedShard:
+def _load(
+    spec: ShardSpec,
+    listener: Any,
+    address: str,
+    on_progress: Progress = lambda phase, done, total: None,
+) -> LoadedShard:
     return LoadedShard.load(
         spec,
         listener=listener,
         group_address=address,
-        on_progress=lambda *_: None,
+        on_progress=on_progress,
         began_s=time.monotonic(),
     )
 

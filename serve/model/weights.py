@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 # Tensors arrive in pieces of rows; every piece but a tensor's last has a multiple of so many.
 PIECE_ROWS = 128
 
-_PIECE_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 23
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 

@@ -1,0 +1,96 @@
+"""What bounds a load: how fast the disk reads files and how fast memory is copied.
+
+Files are read as the loader reads them, by some threads and in pieces of 8 MiB, after the page
+cache has let go of them; the copy is of memory that fits no cache.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_PIECE_BYTES = 1 << 23
+_NUM_READERS = 4
+_MAX_PROBE_BYTES = 2_000_000_000
+_COPY_BYTES = 1 << 28
+_COPY_PASSES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadLimits:
+    """Bytes a second: off the disk, and copied from memory to memory by `num_threads` threads."""
+
+    disk_bytes_per_s: float
+    copied_bytes_per_s: float
+    num_threads: int
+
+    def disk_s(self, num_bytes: int) -> float:
+        """Seconds that reading takes at least."""
+        return num_bytes / self.disk_bytes_per_s
+
+    def memory_s(self, num_bytes: int) -> float:
+        """Seconds that two copies take at least: page cache to buffer, buffer to packed weights."""
+        return 2 * num_bytes / self.copied_bytes_per_s
+
+
+def measure_limits(files: list[Path], num_threads: int) -> LoadLimits:
+    """Some seconds; the files are out of the page cache afterwards."""
+    forget(files)
+    disk = _disk_bytes_per_s(files)
+    forget(files)
+    return LoadLimits(disk, _copied_bytes_per_s(num_threads), num_threads)
+
+
+def forget(files: list[Path]) -> None:
+    """Let the page cache go of the files."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def _disk_bytes_per_s(files: list[Path]) -> float:
+    """Of the beginnings of all files, in turn, up to a bound."""
+    largest = max(file.stat().st_size for file in files)
+    places = [
+        (file, offset)
+        for offset in range(0, largest, _PIECE_BYTES)
+        for file in files
+        if offset < file.stat().st_size
+    ][: _MAX_PROBE_BYTES // _PIECE_BYTES]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        num_bytes = sum(pool.map(_read, places))
+    return num_bytes / (time.perf_counter() - began)
+
+
+def _read(place: tuple[Path, int]) -> int:
+    buffer = bytearray(_PIECE_BYTES)
+    descriptor = os.open(place[0], os.O_RDONLY)
+    try:
+        return os.preadv(descriptor, [buffer], place[1])
+    finally:
+        os.close(descriptor)
+
+
+def _copied_bytes_per_s(num_threads: int) -> float:
+    """The best of some passes."""
+    pairs = [(np.ones(_COPY_BYTES, np.uint8), np.ones(_COPY_BYTES, np.uint8))
+             for _ in range(num_threads)]  # fmt: skip
+
+    def copy(pair: tuple[np.ndarray, np.ndarray]) -> None:
+        np.copyto(pair[0], pair[1])
+
+    best = 0.0
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in range(_COPY_PASSES):
+            began = time.perf_counter()
+            list(pool.map(copy, pairs))
+            best = max(best, num_threads * _COPY_BYTES / (time.perf_counter() - began))
+    return best
