@@ -24,8 +24,7 @@ from ray.util import metrics as ray_metrics
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from serve.config import CPU_ONLY, HardwareConfig, HttpConfig, ModelConfig, Section
-from serve.errors import ConfigurationError
+from serve.config import HardwareConfig, HttpConfig, ModelConfig, Section
 from serve.logs import configure_logs
 from serve.messages import Prediction
 from serve.replica.metrics import ReplicaMetrics
@@ -70,14 +69,8 @@ def build_ingress(args: dict[str, Any]) -> ray_serve.Application:
 
 
 def build_model(args: dict[str, Any]) -> ray_serve.Application:
-    """The application of one model.
-
-    Raises:
-        ConfigurationError: the hardware is not computed on yet; better than a GPU that idles.
-    """
-    settings = ModelArgs.model_validate(args)
-    if settings.hardware.device == "cuda":
-        raise ConfigurationError(f"hardware.device must be cpu, got cuda: {CPU_ONLY}")
+    """The application of one model."""
+    ModelArgs.model_validate(args)
     return _Door.bind(_ReplicaDeployment.bind(args))  # type: ignore[attr-defined, no-any-return]
 
 

@@ -216,9 +216,6 @@ class PodConfig(Section):
     runtime_class: str | None = Field(None, description="RuntimeClass, as `nvidia`.")
 
 
-CPU_ONLY = "this version computes on CPUs only"
-
-
 class HardwareConfig(Section):
     """What shards run on."""
 

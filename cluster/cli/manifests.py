@@ -32,9 +32,7 @@ def manifests(
 ) -> None:
     """Print the Kubernetes objects that `shoal deploy` would install."""
     from cluster.helm import documents, open_helm
-    from cluster.inventory import needs_of
     from cluster.rollout.changes import ray_service
-    from serve.config import CPU_ONLY
 
     written = compose_values(config, values, sets, model=model, hardware=hardware)
     helm = open_helm(context=None, namespace=namespace)
@@ -44,11 +42,8 @@ def manifests(
     if serve:
         print(service["spec"]["serveConfigV2"], end="")
         return
-    notes = ""
-    if any(pod.num_gpus for pod in needs_of(objects, namespace=namespace).pods):
-        notes = f"# These pods ask for GPUs, but {CPU_ONLY}: they would refuse to serve.\n"
     token = service["spec"]["rayClusterConfig"]["authOptions"]["secretName"]
-    print(notes + _HEAD.format(namespace=namespace, token=token) + manifest, end="")
+    print(_HEAD.format(namespace=namespace, token=token) + manifest, end="")
 
 
 _HEAD = """\

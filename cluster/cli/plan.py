@@ -95,7 +95,7 @@ def plan(
 def _subjects(
     config: Path | None, model: str | None
 ) -> tuple[list[Subject], HardwareConfig | None]:
-    """The models to plan, and the hardware that a configuration names."""
+    """The models to plan, and the hardware that a configuration names, if it names one."""
     from cluster.plan import DEMO_PRESET, load_config
     from cluster.planner.subjects import find_subject, subjects_of
     from serve.config import HardwareConfig
@@ -105,7 +105,7 @@ def _subjects(
     loaded = load_config(config, needs_weights=False)
     assert isinstance(loaded.hardware, HardwareConfig), "the preset was merged"
     subjects = [find_subject(model)] if model else subjects_of(loaded)
-    return subjects, loaded.hardware
+    return subjects, loaded.hardware if "hardware" in loaded.model_fields_set else None
 
 
 def _draw(plans: list[ModelPlan], path: Path) -> None:

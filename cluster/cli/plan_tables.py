@@ -11,7 +11,6 @@ from cluster.planner.layouts import CONTEXTS, Layout
 from cluster.planner.memory import GB
 from cluster.planner.plan import ModelPlan
 from cluster.planner.prediction import Prediction
-from serve.config import CPU_ONLY
 
 _CALIBRATION = (
     "Predicted, not measured: a roofline, calibrated on published figures of another engine (vLLM"
@@ -50,8 +49,6 @@ def show_plan(console: Console, plan: ModelPlan, origin: str) -> None:
         console.print(_times(prediction))
         note = _CALIBRATION if plan.node.num_gpus else _CPU_CALIBRATION
         console.print(Text(note, style="dim"))
-    if plan.node.num_gpus:
-        console.print(f"warning: {CPU_ONLY}: on GPUs a model can be planned, not served")
 
 
 def _headline(plan: ModelPlan, chosen: Layout) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.permissions import missing_rules
-from serve.config import CPU_ONLY
 from serve.errors import ConfigurationError
 from serve.keys import parse_keys
 
@@ -50,7 +49,6 @@ def check(facts: Facts, needs: Needs, values: dict[str, Any], *, namespace: str)
         *_storage(facts, needs, values, namespace),
         *_classes(facts, needs),
         *_capacity(facts, needs),
-        *_devices(needs),
         *_unseen(facts),
     ]
     return sorted(found, key=lambda problem: problem.is_warning)
@@ -253,16 +251,6 @@ def _capacity(facts: Facts, needs: Needs) -> Iterator[Problem]:
             "Free or add a node, choose another preset, or set node_selector and tolerations in"
             " hardware.overrides.pod. If nodes are added when pods wait: --ignore-capacity",
             is_capacity=True,
-        )
-
-
-def _devices(needs: Needs) -> Iterator[Problem]:
-    if any(pod.num_gpus for pod in needs.pods):
-        yield Problem(
-            "hardware.preset",
-            f"asks for GPUs, but {CPU_ONLY}: pods would hold their GPUs and refuse to serve;"
-            " choose cpu",
-            is_warning=True,
         )
 
 

@@ -130,7 +130,9 @@ def _place_keys_file(document: Document, *, folder: Path) -> None:
 
 
 def _merge_hardware(document: Document) -> list[Problem]:
-    chosen = document.values.get("hardware", "cpu")
+    if "hardware" not in document.values:
+        return []  # the planner chooses: GPUs where this machine has them
+    chosen = document.values["hardware"]
     name = chosen.get("name", "cpu") if isinstance(chosen, dict) else chosen
     if not isinstance(name, str):
         return []

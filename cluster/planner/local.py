@@ -19,8 +19,8 @@ from .layouts import Demand
 from .machine import Machine
 from .memory import BYTES_PER_VALUE, GB
 
-# What shards can compute on (serve.runner).
-_DEVICES = ("cpu",)
+# Share of a card that a shard may fill (serve.runner.cuda_loading).
+_CARD_SHARE = 0.9
 # A cache that is worth starting with; the engine takes what is free.
 _LEAST_KV_TOKENS = 2_048
 
@@ -29,17 +29,15 @@ def check_local(config: ShoalConfig, machine: Machine) -> None:
     """Refuse what cannot run here, before anything starts.
 
     Raises:
-        ConfigurationError: the device is one that shards cannot compute on, the CPU lacks what the
-            named kernels need, or the models' weights with a least KV cache are more than the
+        ConfigurationError: there are not the GPUs that the hardware asks for, the CPU lacks what
+            the named kernels need, or the models' weights with a least KV cache are more than the
             memory that is free.
     """
     hardware = config.hardware
     assert isinstance(hardware, HardwareConfig), "the planner resolved the hardware"
-    if hardware.device not in _DEVICES:
-        raise ConfigurationError(
-            f"hardware {hardware.name!r} has device {hardware.device}: in this version shards"
-            " compute on the CPU only. Use `hardware: cpu` here; `shoal plan` plans for GPUs"
-        )
+    if hardware.device == "cuda":
+        _check_gpus(config, hardware, machine)
+        return
     _check_kernels(hardware, machine)
     needs = [(model, _least_bytes(model)) for model in config.models if model.stand_in is None]
     available = machine.available_bytes
@@ -57,18 +55,63 @@ def explain(config: ShoalConfig, machine: Machine) -> list[str]:
     """What was chosen for this machine and why, in a line or two."""
     hardware = config.hardware
     assert isinstance(hardware, HardwareConfig), "the planner resolved the hardware"
+    if hardware.device == "cuda":
+        return [f"GPU, {_gpu_names(machine)}: {_choice_on_gpus(model)}" for model in config.models]
     free = (
         "" if machine.available_bytes is None else f", {machine.available_bytes / GB:.1f} GB free"
     )
     where = f"CPU, {machine.num_cores} cores{free}"
     lines = [f"{where}: {_choice(model, hardware, machine)}" for model in config.models]
     if machine.gpus:
-        counts = Counter(gpu.name for gpu in machine.gpus)
-        names = " and ".join(f"{count} x {name}" for name, count in counts.items())
         lines.append(
-            f"Found {names}: this version computes on the CPU only; see `shoal plan` for the GPUs."
+            f"Found {_gpu_names(machine)}, which stay unused: name them as `hardware` in a"
+            " configuration file."
         )
     return lines
+
+
+def _check_gpus(config: ShoalConfig, hardware: HardwareConfig, machine: Machine) -> None:
+    """Enough GPUs, each with room for a shard."""
+    if not machine.gpus:
+        raise ConfigurationError(
+            f"hardware {hardware.name!r} has device: cuda, and this machine has no GPU that"
+            " nvidia-smi lists. Use `hardware: cpu` here, or check the driver"
+        )
+    num_shards = sum(_num_shards(model) for model in config.models)
+    if num_shards > len(machine.gpus):
+        needs = ", ".join(f"{model.name}: {_num_shards(model)}" for model in config.models)
+        raise ConfigurationError(
+            f"each shard needs a GPU of its own, {num_shards} in all ({needs}), and this machine"
+            f" has {len(machine.gpus)}: lower `replicas` or `tensor_parallel`, or serve fewer"
+            " models"
+        )
+    room = _CARD_SHARE * min(gpu.memory_bytes for gpu in machine.gpus)
+    for model in config.models:
+        if model.stand_in is None and _least_bytes(model) / _num_shards(model) > room:
+            raise ConfigurationError(
+                f"{model.name} does not fit: a shard has {_need_of_shard(model)}, and a GPU here"
+                f" has room for {room / GB:.1f} GB. `shoal plan` says what would fit"
+            )
+
+
+def _num_shards(model: ModelConfig) -> int:
+    assert isinstance(model.tensor_parallel, int), "the planner resolved the size"
+    return model.tensor_parallel * model.replicas.min
+
+
+def _need_of_shard(model: ModelConfig) -> str:
+    num_bytes = _least_bytes(model) / _num_shards(model)
+    return f"{num_bytes / GB:.1f} GB of weights ({model.dtype}) and least KV cache"
+
+
+def _gpu_names(machine: Machine) -> str:
+    counts = Counter(gpu.name for gpu in machine.gpus)
+    return " and ".join(f"{count} x {name}" for name, count in counts.items())
+
+
+def _choice_on_gpus(model: ModelConfig) -> str:
+    copies = f" x {model.replicas.min} copies" if model.replicas.min > 1 else ""
+    return f"{model.name} with TP {model.tensor_parallel}{copies}, {model.dtype}"
 
 
 def _check_kernels(hardware: HardwareConfig, machine: Machine) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from serve.catalog import ModelShape, legal_tensor_parallel_sizes, shape_for_length
 from serve.checkpoint import inspect_checkpoint
 from serve.config import Dtype, HardwareConfig, ModelConfig, ShoalConfig
+from serve.errors import ConfigurationError
 
 from .accelerators import find_gpu, known_gpus
 from .choice import choose
-from .hardware import gpu_node
+from .hardware import gpu_node, machine_gpus
 from .layouts import Demand, layouts_of
 from .machine import Machine
 
@@ -31,9 +32,7 @@ def resolve(config: ShoalConfig, machine: Machine) -> ShoalConfig:
         CheckpointError: a model folder cannot be used (`load_config` would have said so).
         ConfigurationError: GPUs that `configs/gpus.yaml` does not have.
     """
-    hardware = config.hardware
-    if isinstance(hardware, str):
-        hardware = HardwareConfig(name=hardware)
+    hardware = choose_hardware(config, machine)
     models = tuple(_resolve_model(model, hardware, machine) for model in config.models)
     num_shards = sum(_num_shards(model) for model in models)
     if hardware.threads_per_shard == "auto":
@@ -52,6 +51,18 @@ def resolve(config: ShoalConfig, machine: Machine) -> ShoalConfig:
             "ingress_copies": copies,
         }
     )
+
+
+def choose_hardware(config: ShoalConfig, machine: Machine) -> HardwareConfig:
+    """What the configuration names; where it names nothing, this machine's GPUs if we know them."""
+    if "hardware" not in config.model_fields_set and machine.gpus:
+        try:
+            return machine_gpus(machine, known_gpus())[0]
+        except ConfigurationError:
+            return HardwareConfig()
+    if isinstance(config.hardware, str):
+        return HardwareConfig(name=config.hardware)
+    return config.hardware
 
 
 def _resolve_model(model: ModelConfig, hardware: HardwareConfig, machine: Machine) -> ModelConfig:

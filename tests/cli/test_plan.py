@@ -13,7 +13,6 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app
 from cluster.errors import UsageError
-from serve.config import CPU_ONLY
 
 ROOT = Path(__file__).resolve().parents[2]
 SEVEN = ("--model", "qwen2.5-7b-instruct")
@@ -101,11 +100,6 @@ def test_batch_that_the_cache_does_not_hold_leaves_a_narrow_table_whole() -> Non
     assert "does not fit" in shown
     assert "the KV cache holds 61 of them" in shown
     assert "…" not in shown
-
-
-def test_gpus_are_planned_with_a_warning_that_nothing_computes_on_them() -> None:
-    assert CPU_ONLY in plan(*SEVEN, "--hardware", "h100").stdout
-    assert CPU_ONLY not in plan("--model", "demo").stdout
 
 
 def test_configuration_is_planned_on_its_own_hardware(tmp_path: Path) -> None:

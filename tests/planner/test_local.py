@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -63,22 +64,52 @@ def test_cache_that_was_asked_for_counts(make_model: MakeModel) -> None:
         check_local(resolved(MACHINE, model), MACHINE)
 
 
-def test_gpus_that_cannot_be_used_yet_are_told_and_the_cpu_used(make_model: MakeModel) -> None:
-    found = FoundGpu("NVIDIA GeForce RTX 4090 D", 24564 << 20)
-    machine = replace(MACHINE, gpus=(found,) * 4)
-    config = resolved(machine, ModelConfig(path=make_model()))
-    check_local(config, machine)
-    assert explain(config, machine)[-1] == (
-        "Found 4 x NVIDIA GeForce RTX 4090 D: this version computes on the CPU only; see"
-        " `shoal plan` for the GPUs."
+GPU = FoundGpu("NVIDIA GeForce RTX 4090 D", 24564 << 20)
+GPU_MACHINE = replace(MACHINE, gpus=(GPU,) * 4)
+
+
+def test_gpus_are_chosen_where_the_configuration_names_no_hardware(make_model: MakeModel) -> None:
+    config = resolved(GPU_MACHINE, ModelConfig(path=make_model()))
+    assert isinstance(config.hardware, HardwareConfig)
+    assert (config.hardware.device, config.hardware.gpus_per_node) == ("cuda", 4)
+    check_local(config, GPU_MACHINE)
+    [line] = explain(config, GPU_MACHINE)
+    assert line.startswith("GPU, 4 x NVIDIA GeForce RTX 4090 D: small with TP ")
+    assert line.endswith(", bfloat16")
+
+
+def test_gpus_stay_unused_where_the_configuration_says_cpu(make_model: MakeModel) -> None:
+    model = ModelConfig(path=make_model())
+    written = ShoalConfig(models=(model,), hardware=HardwareConfig())
+    config = resolve(written, GPU_MACHINE)
+    check_local(config, GPU_MACHINE)
+    assert explain(config, GPU_MACHINE)[-1] == (
+        "Found 4 x NVIDIA GeForce RTX 4090 D, which stay unused: name them as `hardware` in a"
+        " configuration file."
     )
 
 
-def test_cuda_hardware_is_refused_with_what_to_do(make_model: MakeModel) -> None:
-    hardware = HardwareConfig(name="a100-80gb", device="cuda", gpu="a100-80gb", gpus_per_node=1)
-    config = resolved(MACHINE, ModelConfig(path=make_model()), hardware=hardware)
-    with pytest.raises(ConfigurationError, match=r"device cuda.*`hardware: cpu` here"):
-        check_local(config, MACHINE)
+def test_a_gpu_that_no_table_has_leaves_the_cpu(make_model: MakeModel) -> None:
+    machine = replace(MACHINE, gpus=(FoundGpu("Some Card", 8 << 30),))
+    config = resolved(machine, ModelConfig(path=make_model()))
+    assert isinstance(config.hardware, HardwareConfig)
+    assert config.hardware.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "message"),
+    [
+        ((), {}, "this machine has no GPU that nvidia-smi lists. Use `hardware: cpu`"),
+        ((GPU,), {"replicas": {"min": 2, "max": 2}}, r"2 in all \(small: 2\), and .* has 1"),
+        ((FoundGpu("NVIDIA H200", 1000),), {}, "small does not fit: a shard has 0.0 GB"),
+    ],
+)
+def test_gpus_that_are_missing_too_few_or_too_small_are_refused_before_a_start(
+    make_model: MakeModel, gpus: tuple[FoundGpu, ...], options: dict[str, Any], message: str
+) -> None:
+    config = resolved(GPU_MACHINE, ModelConfig(path=make_model(), tensor_parallel=1, **options))
+    with pytest.raises(ConfigurationError, match=message):
+        check_local(config, replace(MACHINE, gpus=gpus))
 
 
 def test_machine_whose_memory_is_not_known_refuses_nothing(make_model: MakeModel) -> None:

@@ -10,7 +10,6 @@ import yaml
 
 from cluster.permissions import ROLE
 from scripts.control_plane import ApiServer
-from serve.config import CPU_ONLY
 from tests.rollout.conftest import DEMO, Shoal
 from tests.rollout.scripted_operator import Script, ScriptedOperator
 
@@ -140,9 +139,8 @@ def test_manifests_are_accepted_by_the_server_as_they_are(
     serve = shoal(f"manifests {DEMO} --serve")
     names = [entry["name"] for entry in yaml.safe_load(serve.out)["applications"]]
     assert names == ["model-shoal-demo", "shoal"]
-    assert CPU_ONLY not in ended.out
     gpus = shoal("manifests --hardware a100-80gb --set auth.allowAnonymous=true")
-    assert CPU_ONLY in gpus.out.splitlines()[0]
+    assert "nvidia.com/gpu" in gpus.out
 
 
 def test_configuration_file_becomes_values(shoal: Shoal, tmp_path: Path) -> None:

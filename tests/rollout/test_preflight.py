@@ -10,7 +10,6 @@ import pytest
 from cluster.inventory import Facts, Needs, Node, Operator, Problem, check, needs_of
 from cluster.inventory.quantity import parse_quantity, render_amount
 from cluster.permissions import Permission, missing_rules
-from serve.config import CPU_ONLY
 from tests.rollout.rendering import BOX, DEMO, NAMESPACE, render
 
 KEYS = f"keys:\n- {{name: a, sha256: {'0' * 64}, created: 2026-01-01T00:00:00Z}}\n"
@@ -42,21 +41,11 @@ def facts() -> Facts:
 
 
 def problems_of(facts: Facts, needs: Needs, values: Any = BOX) -> list[Problem]:
-    found = check(facts, needs, values, namespace=NAMESPACE)
-    return [problem for problem in found if CPU_ONLY not in problem.message]
+    return check(facts, needs, values, namespace=NAMESPACE)
 
 
 def test_a_cluster_that_has_everything_passes(facts: Facts, needs: Needs) -> None:
     assert problems_of(facts, needs) == []
-
-
-@pytest.mark.parametrize(("values", "is_warned"), [(BOX, True), (DEMO, False)])
-def test_gpus_that_nothing_computes_on_are_warned_of(
-    facts: Facts, values: dict[str, Any], is_warned: bool
-) -> None:
-    found = check(facts, needs_of(render(values), namespace=NAMESPACE), values, namespace=NAMESPACE)
-    warned = [problem for problem in found if problem.is_warning and CPU_ONLY in problem.message]
-    assert bool(warned) is is_warned
 
 
 def test_all_reasons_come_at_once(facts: Facts, needs: Needs) -> None:
