@@ -35,8 +35,6 @@ constexpr int64_t kQueryStride = kSkewed<Value, kMaxHeadDim>;
 template <class Value>
 constexpr int64_t kWeightStride = kSkewed<Value, kTileTokens>;
 
-static_assert(kMaxRows<Bf16> <= kLanes, "what is kept of each row fits one Vec");
-
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 // The tile's keys and values in pieces; any where there is none. The keys of the tile behind it
@@ -66,10 +64,9 @@ struct Rows {
   }
 };
 
-// 2^x for x <= 0 within 4 units in the last place; 0 below -125, exactly 1 at 0.
+// 2^x for x <= 0 within 4 units in the last place; 0 below -126.5, exactly 1 at 0.
 inline Vec power_of_negative(Vec x) {
-  const Vec lowest = set1(-125.0f);
-  const Vec bounded = max(lowest, x);
+  const Vec bounded = max(set1(-127.0f), x);
   const Vec n = round(bounded);
   const Vec r = sub(bounded, n);
   Vec p = set1(1.32647308e-3f);
@@ -78,7 +75,7 @@ inline Vec power_of_negative(Vec x) {
   p = fma(p, r, set1(2.40222424e-1f));
   p = fma(p, r, set1(6.93147004e-1f));
   p = fma(p, r, set1(1.0f));
-  return zero_where_less(x, lowest, mul(p, power_of_two(n)));
+  return mul(p, power_of_two(n));  // of -127: the bits of 0
 }
 
 #if defined(SHOAL_ISA_AVX2)
@@ -164,27 +161,37 @@ void score(const KeyTile<Value>& tile, const Input<Value>* query, int64_t num_to
   }
 }
 
-// Scores of the positions seen become weights; kept is what earlier sums are worth beside them.
+// The most of what each row has seen; change is how much less it was before. The first loop of
+// weighing, apart from the second so that rows need not wait for each other.
 template <class Value>
-void weigh(float (*scores)[kTileTokens], const int64_t* num_seen, int num_rows,
-           const Rows<Value>& rows, Input<Value> (*weights)[kWeightStride<Value>],
-           float (&kept)[kLanes]) {
-  std::fill(kept, kept + kLanes, 0.0f);
+void raise_maxima(float (*scores)[kTileTokens], const int64_t* num_seen, int num_rows,
+                  float* maxima, float* change) {
   for (int row = 0; row < num_rows; ++row) {
+    change[row] = 0.0f;
     if (num_seen[row] == 0) continue;
     for (int64_t token = num_seen[row]; token % kLanes != 0; ++token) scores[row][token] = kHidden;
     Vec most = load(scores[row]);
     for (int64_t token = kLanes; token < num_seen[row]; token += kLanes) {
       most = max(most, load(scores[row] + token));
     }
-    const float before = rows.maxima[row];
-    rows.maxima[row] = std::max(before, largest(most));
-    kept[row] = before - rows.maxima[row];
+    const float before = maxima[row];
+    maxima[row] = std::max(before, largest(most));
+    change[row] = before - maxima[row];
   }
-  store(kept, power_of_negative(load(kept)));
+}
+
+// Scores of the positions seen become weights; kept is what earlier sums are worth beside them.
+template <class Value>
+void weigh(float (*scores)[kTileTokens], const int64_t* num_seen, int num_rows,
+           const Rows<Value>& rows, Input<Value> (*weights)[kWeightStride<Value>],
+           float (*kept)[kLanes]) {
+  float change[kMaxRows<Value>];
+  raise_maxima<Value>(scores, num_seen, num_rows, rows.maxima, change);
   for (int row = 0; row < num_rows; ++row) {
+    const Vec factor = power_of_negative(set1(change[row]));
+    store(kept[row], factor);
     const Vec most = set1(rows.maxima[row]);
-    Vec total = mul(load(rows.totals + row * kLanes), set1(kept[row]));
+    Vec total = mul(load(rows.totals + row * kLanes), factor);
     for (int64_t token = 0; token < num_seen[row]; token += kLanes) {
       const Vec weight = power_of_negative(sub(load(scores[row] + token), most));
       total = add(total, weight);
@@ -198,13 +205,13 @@ void weigh(float (*scores)[kTileTokens], const int64_t* num_seen, int num_rows,
 // steps; fetches the next tile's keys.
 template <class Value, int kRows>
 void add_values(const KeyTile<Value>& tile, const Input<Value>* weights, int64_t first, int64_t end,
-                const float* kept, float* out) {
+                const float (*kept)[kLanes], float* out) {
   const int64_t head_dim = tile.head_dim;
   for (int64_t d = 0; d < head_dim; d += 2 * kLanes) {
     Vec sums[kRows][2];
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
-      const Vec factor = set1(kept[row]);
+      const Vec factor = load(kept[row]);
       sums[row][0] = mul(load(out + row * head_dim + d), factor);
       sums[row][1] = mul(load(out + row * head_dim + d + kLanes), factor);
     }
@@ -228,21 +235,34 @@ void add_values(const KeyTile<Value>& tile, const Input<Value>* weights, int64_t
   }
 }
 
-// One row's values from token `first` to where it ends, which may be in the middle of a pair.
+template <class Value, int kRows = kMaxRows<Value>>
+void add_some_values(int64_t num_rows, const KeyTile<Value>& tile, const Input<Value>* weights,
+                     int64_t first, int64_t end, const float (*kept)[kLanes], float* out) {
+  if constexpr (kRows > 1) {
+    if (num_rows < kRows) {
+      return add_some_values<Value, kRows - 1>(num_rows, tile, weights, first, end, kept, out);
+    }
+  }
+  add_values<Value, kRows>(tile, weights, first, end, kept, out);
+}
+
+// Values of rows that see as much, from token `first` to where they end, which may be in the
+// middle of a pair.
 template <class Value>
-void add_rest(const KeyTile<Value>& tile, const Input<Value>* weights, int64_t first,
-              int64_t num_seen, float* out) {
+void add_rest(int64_t num_rows, const KeyTile<Value>& tile, const Input<Value>* weights,
+              int64_t first, int64_t num_seen, float* out) {
   constexpr int64_t kPair = kInputs<Value>;
-  const float kept = 1.0f;
+  alignas(64) float kept[kMaxRows<Value>][kLanes];
+  for (int row = 0; row < num_rows; ++row) store(kept[row], set1(1.0f));
   const int64_t end = num_seen / kPair * kPair;
-  add_values<Value, 1>(tile, weights, first, end, &kept, out);
+  if (first < end) add_some_values<Value>(num_rows, tile, weights, first, end, kept, out);
   if (end == num_seen) return;
   Value half[kMaxHeadDim * kPair];
   const Value* values = tile.values[end / kPieceTokens] + end % kPieceTokens * tile.head_dim;
   for (int64_t i = 0; i < tile.head_dim * kPair; ++i) half[i] = i % kPair ? 0 : values[i];
   KeyTile<Value> rest = tile;
   rest.values[0] = half;
-  add_values<Value, 1>(rest, weights + end, 0, kPair, &kept, out);
+  add_some_values<Value>(num_rows, rest, weights + end, 0, kPair, kept, out);
 }
 
 template <class Value, int kRows>
@@ -254,14 +274,17 @@ void attend_rows(const KeyTile<Value>& tile, const Rows<Value>& rows) {
   }
   alignas(64) float scores[kRows][kTileTokens];
   alignas(64) Input<Value> weights[kRows][kWeightStride<Value>];
-  alignas(64) float kept[kLanes];
+  alignas(64) float kept[kRows][kLanes];
   score<Value, kRows>(tile, rows.query, num_seen[kRows - 1], scores);
   weigh<Value>(scores, num_seen, kRows, rows, weights, kept);
   const int64_t all_see = num_seen[0] / kInputs<Value> * kInputs<Value>;
   add_values<Value, kRows>(tile, weights[0], 0, all_see, kept, rows.out);
-  for (int row = 0; row < kRows; ++row) {
+  int end;
+  for (int row = 0; row < kRows; row = end) {
+    for (end = row + 1; end < kRows && num_seen[end] == num_seen[row];) ++end;
     if (num_seen[row] == all_see) continue;
-    add_rest<Value>(tile, weights[row], all_see, num_seen[row], rows.out + row * tile.head_dim);
+    add_rest<Value>(end - row, tile, weights[row], all_see, num_seen[row],
+                    rows.out + row * tile.head_dim);
   }
 }
 
