@@ -145,7 +145,7 @@ def load_pass(plan: RunnerPlan, kernels: Kernels) -> LoadedPass:
         CollectiveError: another rank is gone.
     """
     library = _choose_library(plan, kernels)
-    return _load_torch(plan) if library is None else _load_native(plan, library)
+    return _load_torch(plan) if library is None else load_native(plan, library)
 
 
 def _choose_library(plan: RunnerPlan, kernels: Kernels) -> NativeLibrary | None:
@@ -166,8 +166,8 @@ def _choose_library(plan: RunnerPlan, kernels: Kernels) -> NativeLibrary | None:
     return library
 
 
-def _load_native(plan: RunnerPlan, library: NativeLibrary) -> LoadedPass:
-    """Native kernels; torch only holds a few vectors."""
+def load_native(plan: RunnerPlan, library: NativeLibrary) -> LoadedPass:
+    """As `load_pass` with these kernels; torch only holds a few vectors."""
     torch.set_num_threads(1)
     pool = library.pool(plan.num_threads)
     decoder = NativeDecoder(

@@ -13,9 +13,10 @@ import torch
 
 from serve.checkpoint import inspect_checkpoint
 from serve.config import Kernels
+from serve.kernels.native import NativeLibrary
 from serve.model.tensor_parallel import Collectives
 from serve.runner.batch import SPAN_DTYPE, Batch
-from serve.runner.loading import load_pass
+from serve.runner.loading import load_native, load_pass
 from serve.runner.plan import RunnerPlan
 from serve.runner.step_sampler import Logits
 
@@ -42,7 +43,7 @@ class LoadedModel:
         path: Path,
         collectives: Collectives,
         *,
-        kernels: Kernels,
+        kernels: Kernels | NativeLibrary,
         dtype: torch.dtype = torch.float32,
         num_sequences: int = 1,
         max_tokens: int = 192,
@@ -67,7 +68,11 @@ class LoadedModel:
             kv_cache_tokens=num_sequences * num_blocks * block_size,
             on_progress=None,
         )
-        self.loaded = load_pass(plan, kernels)
+        self.loaded = (
+            load_native(plan, kernels)
+            if isinstance(kernels, NativeLibrary)
+            else load_pass(plan, kernels)
+        )
         tables = np.random.default_rng(0).permutation(num_sequences * num_blocks)
         units = tables.astype(np.int32) * self.loaded.block_stride
         self._tables = units.reshape(num_sequences, num_blocks)
