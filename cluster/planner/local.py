@@ -20,7 +20,7 @@ from .machine import Machine
 from .memory import BYTES_PER_VALUE, GB
 
 # Share of a card that a shard may fill (serve.runner.cuda_loading).
-_CARD_SHARE = 0.9
+_CARD_SHARE = 0.92
 # A cache that is worth starting with; the engine takes what is free.
 _LEAST_KV_TOKENS = 2_048
 

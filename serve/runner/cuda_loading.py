@@ -30,8 +30,8 @@ from .plan import RunnerPlan
 
 logger = logging.getLogger("shoal.runner")
 
-# Share of a card that Shoal takes in all; the rest is for fragments and other programs.
-_CARD_SHARE = 0.9
+# Share of a card that Shoal takes, as the plan does; the rest is for fragments and others.
+_CARD_SHARE = 0.92
 # What a captured graph takes beside its tensors: its nodes and their arguments.
 _GRAPH_BYTES = 16 << 20
 _CPU_KV_TOKENS = 16_384
