@@ -35,12 +35,18 @@ class NativeLibrary:
         """
         self.functions = ctypes.CDLL(os.fspath(path))
         for name, (result, arguments) in SIGNATURES.items():
-            if hasattr(self.functions, name):
-                function = getattr(self.functions, name)
-                function.restype, function.argtypes = result, arguments
+            function = getattr(self.functions, name)
+            function.restype, function.argtypes = result, arguments
         self.isa: str = self.functions.shoal_isa().decode()
         self.source_hash: str = self.functions.shoal_source_hash().decode()
         self.panel_width: int = self.functions.shoal_panel_width()
+
+    def prepare(self) -> bool:
+        """Ask the system for what the instruction set needs; False where it refuses.
+
+        Once in a process, before any kernel runs.
+        """
+        return bool(self.functions.shoal_prepare())
 
     def pool(self, num_threads: int) -> Pool:
         """Threads for this library's kernels."""
@@ -65,7 +71,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    path: Path | None
+    library: NativeLibrary | None
     reason: str
 
 
@@ -79,11 +85,9 @@ def load(kernels: str = "auto") -> NativeLibrary | None:
         ConfigurationError: a named instruction set cannot run here.
     """
     choice = _choose(kernels)
-    if choice.path is not None:
-        return NativeLibrary(choice.path)
-    if kernels not in {"auto", "torch"}:
+    if choice.library is None and kernels not in {"auto", "torch"}:
         raise ConfigurationError(f"hardware.kernels is {kernels}, but {choice.reason}")
-    return None
+    return choice.library
 
 
 def reason(kernels: str = "auto") -> str:
@@ -95,13 +99,20 @@ def _choose(kernels: str) -> _Choice:
     if kernels == "torch":
         return _Choice(None, "hardware.kernels is torch")
     usable = build.usable_isas()
-    wanted = usable if kernels == "auto" else [kernels]
     if not usable:
-        return _Choice(None, "there are no CPU kernels for a CPU without AVX2")
+        return _Choice(None, "there are CPU kernels for Linux on x86-64 with AVX2 only")
     if kernels not in {"auto", *usable}:
         return _Choice(None, f"this CPU has only: {', '.join(usable)}")
-    for isa in wanted:
+    problem = f"no CPU kernels are built; build them with: {REBUILD}"
+    for isa in usable if kernels == "auto" else [kernels]:
         path = build.library_path(isa)
-        if path.exists():
-            return _Choice(path, f"this CPU has {isa}")
-    return _Choice(None, f"no CPU kernels are built; build them with: {REBUILD}")
+        if not path.exists():
+            continue
+        if build.SOURCES.is_dir() and not build.is_current(path):
+            problem = f"the CPU kernels are stale; rebuild them with: {REBUILD}"
+            continue
+        library = NativeLibrary(path)
+        if library.prepare():
+            return _Choice(library, f"this CPU has {isa}")
+        problem = f"the system refuses {isa} to this process"
+    return _Choice(None, problem)

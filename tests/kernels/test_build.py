@@ -18,6 +18,8 @@ from serve.kernels.build import SOURCES, usable_isas
 
 ROOT = Path(__file__).resolve().parents[2]
 
+IDENTITY = ("shoal_isa", "shoal_source_hash", "shoal_panel_width", "shoal_prepare")
+
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler"
 )
@@ -41,6 +43,8 @@ def project(tmp_path: Path) -> Path:
         shutil.copy(ROOT / "serve" / "kernels" / f"{name}.py", kernels)
     for source in [*SOURCES.glob("vec*.h"), SOURCES / "shoal.h", SOURCES / "identity.cpp"]:
         shutil.copy(source, kernels / "csrc")
+    with (kernels / "abi.py").open("a") as abi:
+        abi.write(f"SIGNATURES = {{name: SIGNATURES[name] for name in {IDENTITY}}}\n")
     (kernels / "csrc" / "other.cpp").write_text("int shoal_other() { return 1; }\n")
     return copy
 
