@@ -113,7 +113,7 @@ class WeightReader:
 
     def _fill(self, descriptor: int, span: Span, buffer: Tensor) -> None:
         """Read one span; a thread of the pool."""
-        rest = memoryview(buffer.numpy())[: span.num_bytes]
+        rest = buffer.numpy().data[: span.num_bytes]
         try:
             while rest:
                 num_read = os.preadv(descriptor, [rest], span.start + span.num_bytes - len(rest))
