@@ -139,6 +139,7 @@ def make_runner(
     num_blocks = _num_blocks(plan, parts, options.token_budget)
     tables, forward = parts.make(num_blocks, has_graphs=has_graphs)
     forward.graphs.warm_up()
+    forward.warm_up()
     forward.graphs.capture()
     sampling = plan.make_sampling()
     sampler = DeviceSampler(
@@ -148,6 +149,8 @@ def make_runner(
         num_ids=plan.num_real_tokens,
         device=options.device,
     )
+    if plan.collectives.rank == 0:
+        sampler.warm_up(plan.shape.vocab_size)
     logger.info("kernels: %s, CUDA graphs: %s", kernels.name, "on" if has_graphs else "off")
     return CudaRunner(
         forward,

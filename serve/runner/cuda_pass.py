@@ -19,6 +19,7 @@ from .cuda_graphs import DecodeGraphs
 from .cuda_tables import DeviceTables
 from .cuda_transfer import upload
 
+_ALIGNED = 4  # int32 values in 16 bytes
 _OWN = -1  # in the place of a token: what was sampled last for the row's slot
 
 
@@ -66,7 +67,7 @@ class CudaPass:
         if batch.has_own_tokens:
             tokens[: batch.num_decodes] = _OWN
         slots = np.repeat(batch.span_slots, batch.spans["num_tokens"])
-        rows = np.stack((slots, batch.positions, tokens)).astype(np.int32)
+        rows = np.stack((slots, batch.positions, tokens), dtype=np.int32, casting="same_kind")
         if batch.num_rows == batch.num_decodes:
             return self.decode(rows)
         return self._mixed(batch, rows)
@@ -86,6 +87,12 @@ class CudaPass:
         """One step of prompts alone: rows alike, tiles as `cut_tiles` makes them."""
         return self._eager(rows, tiles, sampled, num_decodes=0)
 
+    def warm_up(self) -> None:
+        """Compute a short prompt of the scratch slot, so that what compiles has compiled."""
+        slot = self._tables.scratch_slot
+        rows = np.array([[slot, slot], [0, 1], [0, 0]], np.int32)
+        self.prefill(rows, np.array([[0, 2, 0, slot]], np.int32), np.array([0, 1]))
+
     def _mixed(self, batch: Batch, rows: np.ndarray) -> Tensor | None:
         chunks = slice(batch.num_decodes, None)
         spans = batch.spans[chunks]
@@ -100,7 +107,11 @@ class CudaPass:
     def _eager(
         self, rows: np.ndarray, tiles: np.ndarray, sampled: np.ndarray, *, num_decodes: int
     ) -> Tensor | None:
-        inputs = upload(rows, self._device)
+        # Each row of numbers starts where Triton may load 16 bytes at once, whatever its length:
+        # otherwise a step of another length would compile its kernels anew.
+        num_rows = rows.shape[1]
+        aligned = np.pad(rows, ((0, 0), (0, -num_rows % _ALIGNED)))
+        inputs = upload(aligned, self._device)[:, :num_rows]
         hidden = self._forward(inputs, num_decodes, upload(tiles, self._device))
         if not len(sampled):
             return None

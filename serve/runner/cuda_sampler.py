@@ -123,6 +123,22 @@ class DeviceSampler:
         token_ids = token_ids.masked_fill(statuses != _FINE, 0)
         return self._samples(raw, raw_best, token_ids, statuses.int(), rows["num_logprobs"])
 
+    def warm_up(self, vocab_size: int) -> None:
+        """Sample a row of zeros in every way, so that what compiles has compiled."""
+        logits = torch.zeros(1, vocab_size, device=self._device)
+        zero = torch.zeros(1, device=self._device)
+        rules = Rules(
+            slots=zero.int(),
+            penalties=torch.ones(1, 3, device=self._device),
+            is_in_prompt=self._tables.is_in_prompt,
+            counts=self._tables.counts,
+            mask_rows=zero.int(),
+            masks=upload(self._no_mask[None], self._device),
+        )
+        scores = self._kernels.adjust(logits, rules, self._num_ids)
+        columns = torch.ones(8, 1, dtype=torch.float64, device=self._device)
+        self._kernels.draw(scores, _drawing(columns))
+
     def _scores(
         self,
         logits: Tensor,

@@ -88,6 +88,19 @@ def test_tokens_are_the_references(
     assert sum(len(step.logprobs) for step in found) > 20
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("has_graphs", [False, True], ids=["eager", "graphs"])
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_tokens_on_a_gpu_are_the_references(
+    load_device: Load, reference: ModelRunner, kernels: str, has_graphs: bool
+) -> None:
+    if kernels == "torch" and has_graphs:
+        pytest.skip("the torch kernels look at values on the host")
+    runner = load_device(device="cuda", kernels=kernels, has_graphs=has_graphs)
+    _assert_same(_story(runner, tells_tokens=False), _story(reference))
+
+
 def test_two_ranks_sample_what_one_does(load_device: Load) -> None:
     """Tokens stay the ranks' own: the second one gets them from the first."""
     params = PARAMS[:3]
