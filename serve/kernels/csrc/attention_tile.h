@@ -19,12 +19,9 @@ constexpr int64_t kMaxHeadDim = 128;
 constexpr int64_t kPieceTokens = 16;  // of a block, or of half of one
 constexpr int64_t kNumPieces = kTileTokens / kPieceTokens;
 
-// Sums of 2 Vecs for each row, and what is multiplied, fill the registers at kBestRows. One more
-// fits where an input is loaded anew for each Vec: a group of seven heads on AVX2.
+// Sums of 2 Vecs for each row, and what is multiplied, fill the registers.
 template <class Value>
-constexpr int kBestRows = std::is_same_v<Input<Value>, float> ? 6 : kTileRows;
-template <class Value>
-constexpr int kMaxRows = kBestRows<Value> + kBestRows<Value> / 6;
+constexpr int kMaxRows = std::is_same_v<Input<Value>, float> ? 6 : kTileRows;
 
 // From a row's inputs to the next's: rows lie in different banks of the first cache, else two of
 // their inputs cannot be loaded at once.
@@ -78,15 +75,6 @@ inline Vec power_of_negative(Vec x) {
   return mul(p, power_of_two(n));  // of -127: the bits of 0
 }
 
-#if defined(SHOAL_ISA_AVX2)
-// acc + *x * w; the compiler does not keep *x for later.
-inline Vec add_loaded_product(Vec acc, const float* x, Vec w) {
-  Vec input;
-  asm("vbroadcastss %2, %1\n\tvfmadd231ps %3, %1, %0" : "+x"(acc), "=&x"(input) : "m"(*x), "x"(w));
-  return acc;
-}
-#endif
-
 // What two Vecs side by side read, step by step, and the cache lines to fetch meanwhile.
 template <class Value>
 struct Stream {
@@ -108,24 +96,13 @@ __attribute__((always_inline)) inline void multiply(Vec (&sums)[kRows][2], const
     if (kLanes > 8) prefetch(from.ahead_right);
 #pragma GCC unroll 2
     for (int phase = 0; phase < W::kPhases; ++phase) {
-      if constexpr (kRows <= kBestRows<Value> || kLanes > 8) {
-        const auto left = W::load_weights(from.left, phase);
-        const auto right = W::load_weights(from.right, phase);
+      const auto left = W::load_weights(from.left, phase);
+      const auto right = W::load_weights(from.right, phase);
 #pragma GCC unroll 16
-        for (int row = 0; row < kRows; ++row) {
-          const auto input = W::load_input(x + row * kStride, phase);
-          sums[row][0] = W::accumulate(sums[row][0], input, left);
-          sums[row][1] = W::accumulate(sums[row][1], input, right);
-        }
-      } else {
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v) {
-          const auto weight = W::load_weights(v == 0 ? from.left : from.right, phase);
-#pragma GCC unroll 16
-          for (int row = 0; row < kRows; ++row) {
-            sums[row][v] = add_loaded_product(sums[row][v], x + row * kStride + phase, weight);
-          }
-        }
+      for (int row = 0; row < kRows; ++row) {
+        const auto input = W::load_input(x + row * kStride, phase);
+        sums[row][0] = W::accumulate(sums[row][0], input, left);
+        sums[row][1] = W::accumulate(sums[row][1], input, right);
       }
     }
     from.left += from.step;
@@ -296,11 +273,11 @@ void attend_some_rows(int64_t num_rows, const KeyTile<Value>& tile, const Rows<V
   attend_rows<Value, kRows>(tile, rows);
 }
 
-// Rows that are computed together when num_rows are left: all, even halves, or the most efficient.
+// Rows that are computed together when num_rows are left: all, even halves, or as many as can be.
 template <class Value>
 int64_t rows_together(int64_t num_rows) {
   if (num_rows <= kMaxRows<Value>) return num_rows;
-  return num_rows < 2 * kBestRows<Value> ? (num_rows + 1) / 2 : kBestRows<Value>;
+  return num_rows < 2 * kMaxRows<Value> ? (num_rows + 1) / 2 : kMaxRows<Value>;
 }
 
 template <class Value>
