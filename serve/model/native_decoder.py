@@ -16,15 +16,13 @@ from torch import Tensor
 from serve.catalog import ModelShape
 from serve.kernels import abi
 from serve.kernels.native import Pool
+from serve.kernels.native_attention import BLOCK_SIZES, HEAD_DIMS, attention_heads
 from serve.kernels.packed import PackedMatrix
 
 from .rank_ranges import Range, RankRanges, vocabulary_rows
 from .rotary import rotary_angles
 from .tensor_parallel import Collectives
 from .weights import Cut, TensorDestination, whole
-
-HEAD_DIMS = (32, 64, 128)
-BLOCK_SIZES = (16, 32)
 
 # A rank's vocabulary rows are a multiple of the widest panel of any instruction set, so that ranks
 # on different CPUs agree on whose they are.
@@ -78,7 +76,7 @@ class NativeDecoder:
         ]
         self._norm = torch.empty(shape.hidden)
         self._cos, self._sin = (table.contiguous() for table in rotary_angles(shape, num_positions))
-        self.heads = abi.Heads(
+        self.heads = attention_heads(
             num_heads=ranges.num_heads,
             num_kv_heads=ranges.num_kv_heads,
             head_dim=shape.head_dim,

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from serve.kernels import abi
+from serve.kernels.native_attention import SPAN_DTYPE
 from serve.messages import Chunk, NewSequence, StepInput
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
-
-SPAN_DTYPE = np.dtype(abi.Span)  # `block_table` is an address
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ import torch
 from serve.checkpoint import inspect_checkpoint
 from serve.config import Kernels
 from serve.kernels.native import NativeLibrary
+from serve.kernels.native_attention import SPAN_DTYPE
 from serve.model.tensor_parallel import Collectives
-from serve.runner.batch import SPAN_DTYPE, Batch
+from serve.runner.batch import Batch
 from serve.runner.loading import load_native, load_pass
 from serve.runner.plan import RunnerPlan
 from serve.runner.step_sampler import Logits
