@@ -41,7 +41,7 @@ _MODULES = "scripts.bench.peers"
 def specs(folder: Path, peers: Path, num_threads: int) -> list[ContenderSpec]:
     """Ours, then every peer whose Python is there."""
     python = Path(sys.executable)
-    ours = [(1, num_threads)] + ([(num_threads, 1)] if num_threads > 1 else [])
+    ours = [(1, num_threads)] + ([(2, num_threads // 2)] if num_threads > 1 else [])
     found = [
         ContenderSpec(
             f"shoal-tp{ranks}",

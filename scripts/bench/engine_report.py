@@ -48,6 +48,8 @@ def show(measured: Measured, asked: list[Workload], limits: RoundLimits) -> None
         print(f"| {key} | " + " | ".join(cells) + " |")
     cells = [f"{statistics.median(limits[name].values()):.1f}" for name in tables]
     print("| the machine's limit | " + " | ".join(cells) + " |")
+    cells = [f"{max(limits[name].values()):.1f}" for name in tables]
+    print("| its best in the run | " + " | ".join(cells) + " |")
 
 
 def _cell(measured: Measured, name: str, speeds: Speeds | None, key: str) -> str:
@@ -70,7 +72,7 @@ def round_limits(measured: Measured, asked: list[Workload], shape: ModelShape) -
     return {
         workload.name: {
             number: workload.limit_tokens_per_s(shape, limits)
-            for number, limits in measured.limits.items()
+            for number, limits in measured.limits.get(workload.name, {}).items()
         }
         for workload in asked
     }
@@ -87,7 +89,10 @@ def results(
     return {
         "engines": {one.spec.key: asdict(one.facts) for one in running},
         "not_run": failed,
-        "probes": {number: asdict(one) for number, one in measured.limits.items()},
+        "probes": {
+            name: {number: asdict(one) for number, one in by_round.items()}
+            for name, by_round in measured.limits.items()
+        },
         "limits_tokens_per_s": limits,
         "tokens_per_s": {
             name: {key: speeds.by_round for key, speeds in table.items()}

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from cluster.planner.speed import Device
 from scripts.bench.bars import Speeds, Table, best
 from scripts.bench.contender import Contender, ContenderError, ContenderSpec
@@ -20,19 +22,20 @@ _FAR_BEHIND = 0.33  # of the best peer in the warm-up round
 _WARM_UP_TOKENS = 4
 _FIRST_PROMPT = list(range(16))
 _READ_PASSES = 2
+_LEAST_FREE_BYTES = 5 << 30
 
 
 @dataclass(slots=True)
 class Measured:
     """All that the rounds gave: speeds by workload and engine, CPU time a token beside them.
 
-    By round also the machine's limits, and the machine as the planner sees it.
+    By round also the machine's limits, by workload, and the machine as the planner sees it.
     """
 
     tables: dict[str, Table] = field(default_factory=dict)
     warm_ups: dict[str, Table] = field(default_factory=dict)
     cpu_ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    limits: dict[int, Limits] = field(default_factory=dict)
+    limits: dict[str, dict[int, Limits]] = field(default_factory=dict)
     devices: dict[int, Device] = field(default_factory=dict)
 
     def table(self, name: str) -> Table:
@@ -52,6 +55,11 @@ def start(wanted: list[ContenderSpec], logs: Path) -> tuple[list[Contender], dic
     running: list[Contender] = []
     failed: dict[str, str] = {}
     for spec in wanted:
+        free_bytes = psutil.virtual_memory().available
+        if free_bytes < _LEAST_FREE_BYTES:
+            failed[spec.key] = f"only {free_bytes / 2**30:.1f} GiB of memory are free"
+            print(f"not run: {spec.key}: {failed[spec.key]}", flush=True)
+            continue
         try:
             contender = Contender(spec, logs / f"{spec.key}.log")
             contender.ask([_FIRST_PROMPT], _WARM_UP_TOKENS)  # what is made or read on first use
@@ -81,10 +89,11 @@ def measure(
     measured = Measured()
     lost: set[str] = set()
     for number in range(num_rounds + 1):
-        measured.limits[number] = probes.measure(num_threads, num_read_passes=_READ_PASSES)
         measured.devices[number] = plan_device()
-        print(f"round {number}: {measured.limits[number]}", flush=True)
         for workload in asked:
+            limits = probes.measure(num_threads, num_read_passes=_READ_PASSES)
+            measured.limits.setdefault(workload.name, {})[number] = limits
+            print(f"round {number}, {workload.name}: {limits}", flush=True)
             for contender in running:
                 key = contender.spec.key
                 if key in lost or not _is_asked(workload, contender, measured, number):
@@ -120,4 +129,4 @@ def _ask(workload: Workload, contender: Contender, number: int, measured: Measur
     if number:
         cpu_ms = 1e3 * cpu_s / workload.num_measured_tokens(run)
         by_engine.setdefault(contender.spec.key, []).append(cpu_ms)
-    print(f"  {workload.name}: {contender.spec.key} {speed:.1f} tok/s", flush=True)
+    print(f"  {contender.spec.key} {speed:.1f} tok/s", flush=True)
