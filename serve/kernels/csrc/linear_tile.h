@@ -66,60 +66,78 @@ template <>
 struct Weights<Bf16> : std::conditional_t<std::is_same<Activation, float>::value, WidenedWeights,
                                           PairWeights<Activation>> {};
 
+template <int kRows, int kVecs>
+struct Sums {
+  Vec values[kRows][kVecs];
+
+  void load_from(const Tile& tile) {
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const float* from = tile.sums + row * tile.sums_stride + v * kLanes;
+        values[row][v] = tile.is_first ? zero() : load(from);
+      }
+    }
+  }
+
+  void store_to(const Tile& tile) const {
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        store(tile.sums + row * tile.sums_stride + v * kLanes, values[row][v]);
+      }
+    }
+  }
+};
+
+template <int kPanels, int64_t kStepBytes>
+void fetch_ahead(const Tile& tile, const char* ahead) {
+#pragma GCC unroll 2
+  for (int panel = 0; panel < kPanels; ++panel) {
+    const char* from = ahead + panel * tile.panel_bytes;
+    prefetch(from);
+    if (kStepBytes > kCacheLineBytes) prefetch(from + kCacheLineBytes);
+  }
+}
+
 template <class Value, int kRows, int kPanels>
 void multiply_tile(const Tile& tile) {
   using W = Weights<Value>;
   constexpr int64_t kStepInputs = Packed<Value>::kStepInputs;
   constexpr int64_t kStepSize = kStepInputs * kPanelWidth;
   constexpr int kVecs = kPanels * kPanelVecs;
-  Vec sums[kRows][kVecs];
-#pragma GCC unroll 16
-  for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      sums[row][v] = tile.is_first ? zero() : load(tile.sums + row * tile.sums_stride + v * kLanes);
-    }
-  }
   const auto* x = static_cast<const typename W::Input*>(tile.inputs);
   const auto* w = static_cast<const Value*>(tile.panel);
   const int64_t next_panel = tile.panel_bytes / static_cast<int64_t>(sizeof(Value));
   const char* ahead = tile.ahead;
+  Sums<kRows, kVecs> sums;
+  sums.load_from(tile);
   for (int64_t step = 0; step < tile.num_steps; ++step) {
-#pragma GCC unroll 2
-    for (int panel = 0; panel < kPanels; ++panel) {
-      prefetch(ahead + panel * tile.panel_bytes);
-      if (kStepSize * sizeof(Value) > kCacheLineBytes) {
-        prefetch(ahead + panel * tile.panel_bytes + kCacheLineBytes);
-      }
-    }
-    ahead += tile.ahead_step_bytes;
+    fetch_ahead<kPanels, kStepSize * sizeof(Value)>(tile, ahead);
 #pragma GCC unroll 2
     for (int phase = 0; phase < W::kPhases; ++phase) {
       decltype(W::load_weights(w, 0)) weights[kVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
-        weights[v] = W::load_weights(
-            w + v / kPanelVecs * next_panel + v % kPanelVecs * kLanes * kStepInputs, phase);
+        const Value* panel = w + v / kPanelVecs * next_panel;
+        weights[v] = W::load_weights(panel + v % kPanelVecs * kLanes * kStepInputs, phase);
       }
 #pragma GCC unroll 16
       for (int row = 0; row < kRows; ++row) {
         const auto input = W::load_input(x + row * kStepInputs, phase);
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) {
-          sums[row][v] = W::accumulate(sums[row][v], input, weights[v]);
+          sums.values[row][v] = W::accumulate(sums.values[row][v], input, weights[v]);
         }
       }
     }
     x += kRows * kStepInputs;
     w += kStepSize;
+    ahead += tile.ahead_step_bytes;
   }
-#pragma GCC unroll 16
-  for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      store(tile.sums + row * tile.sums_stride + v * kLanes, sums[row][v]);
-    }
-  }
+  sums.store_to(tile);
 }
 
 // Two panels at a time for one or two rows, which alone would wait for each sum before the next.
