@@ -147,11 +147,13 @@ def plot(path: Path, loads: dict[str, dict[str, Any]]) -> Path:
     bars.set_yticks(range(len(loads)), [f"from the {name}" for name in loads])
     bars.set_xlabel("seconds (red: the limit)")
     figures = next(iter(loads.values()))
-    times = [one["at_s"] for one in figures["samples"]]
-    private = [sum(one["private"]) / 1e9 for one in figures["samples"]]
-    cached = [one["cached"] / 1e9 for one in figures["samples"]]
-    memory.plot(times, private, color=OURS, label="private memory of all ranks")
-    memory.plot(times, cached, color=OTHER, label="page cache of the machine")
+    shown = [one for one in figures["samples"] if one["at_s"] > -1]
+    before = figures["private_bytes_before"]
+    times = [one["at_s"] for one in shown]
+    private = [max(sum(one["private"]) - before, 0) / 1e9 for one in shown]
+    cached = [(one["cached"] - shown[0]["cached"]) / 1e9 for one in shown]
+    memory.plot(times, private, color=OURS, label="private memory of all ranks, grown by")
+    memory.plot(times, cached, color=OTHER, label="page cache of the machine, grown by")
     memory.axhline(
         BAR * sum(figures["num_weight_bytes"]) / 1e9, color=LIMIT, label="1.15 x weights"
     )
@@ -216,7 +218,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     limits = measure_limits(files, num_threads=arguments.ranks * arguments.threads)
     print(
         f"limits: disk {limits.disk_bytes_per_s / 1e9:.2f} GB/s, memory copies"
-        f" {limits.copied_bytes_per_s / 1e9:.2f} GB/s with {limits.num_threads} threads",
+        f" {limits.copied_bytes_per_s / 1e9:.2f}, into new memory"
+        f" {limits.touched_bytes_per_s / 1e9:.2f} GB/s with {limits.num_threads} threads",
         flush=True,
     )
     options = {

@@ -1,13 +1,15 @@
-"""What bounds a load: how fast the disk reads files and how fast memory is copied.
+"""What bounds a load: how fast the disk reads files, memory is copied and first touched.
 
 Files are read as the loader reads them, by some threads and in pieces of 8 MiB, after the page
-cache has let go of them; the copy is of memory that fits no cache.
+cache has let go of them; the copy is of memory that fits no cache. Memory that a process never had
+costs more than a copy: the kernel, and a virtual machine's host, must find and clear it first.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,11 @@ _COPY_PASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadLimits:
-    """Bytes a second: off the disk, and copied from memory to memory by `num_threads` threads."""
+    """Bytes a second: off the disk; copied, and written into new memory, by `num_threads`."""
 
     disk_bytes_per_s: float
     copied_bytes_per_s: float
+    touched_bytes_per_s: float
     num_threads: int
 
     def disk_s(self, num_bytes: int) -> float:
@@ -34,8 +37,8 @@ class LoadLimits:
         return num_bytes / self.disk_bytes_per_s
 
     def memory_s(self, num_bytes: int) -> float:
-        """Seconds that two copies take at least: page cache to buffer, buffer to packed weights."""
-        return 2 * num_bytes / self.copied_bytes_per_s
+        """Seconds of a copy from page cache to buffer, and of one to new memory, at least."""
+        return num_bytes / self.copied_bytes_per_s + num_bytes / self.touched_bytes_per_s
 
 
 def measure_limits(files: list[Path], num_threads: int) -> LoadLimits:
@@ -43,7 +46,9 @@ def measure_limits(files: list[Path], num_threads: int) -> LoadLimits:
     forget(files)
     disk = _disk_bytes_per_s(files)
     forget(files)
-    return LoadLimits(disk, _copied_bytes_per_s(num_threads), num_threads)
+    copied = _best_rate(num_threads, lambda: np.ones(_COPY_BYTES, np.uint8))
+    touched = _best_rate(num_threads, lambda: None)
+    return LoadLimits(disk, copied, touched, num_threads)
 
 
 def forget(files: list[Path]) -> None:
@@ -79,18 +84,18 @@ def _read(place: tuple[Path, int]) -> int:
         os.close(descriptor)
 
 
-def _copied_bytes_per_s(num_threads: int) -> float:
-    """The best of some passes."""
-    pairs = [(np.ones(_COPY_BYTES, np.uint8), np.ones(_COPY_BYTES, np.uint8))
-             for _ in range(num_threads)]  # fmt: skip
+def _best_rate(num_threads: int, make_target: Callable[[], np.ndarray | None]) -> float:
+    """Bytes a second of copying into each thread's target, or into new memory where it is None."""
+    source = np.ones(_COPY_BYTES, np.uint8)
+    targets = [make_target() for _ in range(num_threads)]
 
-    def copy(pair: tuple[np.ndarray, np.ndarray]) -> None:
-        np.copyto(pair[0], pair[1])
+    def copy(target: np.ndarray | None) -> None:
+        np.copyto(np.empty(_COPY_BYTES, np.uint8) if target is None else target, source)
 
     best = 0.0
     with ThreadPoolExecutor(num_threads) as pool:
         for _ in range(_COPY_PASSES):
             began = time.perf_counter()
-            list(pool.map(copy, pairs))
+            list(pool.map(copy, targets))
             best = max(best, num_threads * _COPY_BYTES / (time.perf_counter() - began))
     return best
