@@ -46,16 +46,18 @@ class TokenIds:
         """Distinct ids of the output so far."""
         return len(self.places)
 
-    def count(self, token_id: int) -> None:
-        """One more token of the output."""
+    def count(self, token_id: int) -> bool:
+        """One more token of the output; True where the memory of the ids moved."""
         place = self.places.setdefault(token_id, len(self.places))
-        if place == len(self.output_ids):
+        has_moved = place == len(self.output_ids)
+        if has_moved:
             self.output_ids = np.concatenate((self.output_ids, np.zeros_like(self.output_ids)))
             self.output_counts = np.concatenate(
                 (self.output_counts, np.zeros_like(self.output_counts))
             )
         self.output_ids[place] = token_id
         self.output_counts[place] += 1
+        return has_moved
 
 
 class SamplingTable:
@@ -71,6 +73,7 @@ class SamplingTable:
         self._num_ids = num_ids
         self._eos_token_ids = eos_token_ids
         self._static = np.zeros(max_slots, SAMPLING_DTYPE)
+        self._num_output_ids = self._static["num_output_ids"]
         self._seeds = np.zeros(max_slots, np.uint64)
         self._min_tokens = np.zeros(max_slots, np.int64)
         self.num_output_tokens = np.zeros(max_slots, np.int64)
@@ -95,9 +98,9 @@ class SamplingTable:
             slot = int(slots[index])
             ids = self.ids[slot]
             assert ids is not None
-            if token_ids[index] < self._num_ids:
-                ids.count(int(token_ids[index]))
+            if token_ids[index] < self._num_ids and ids.count(int(token_ids[index])):
                 self._point(slot, ids)
+            self._num_output_ids[slot] = ids.num_output_ids
 
     def rows(self, slots: Int32s, masks: Mapping[int, np.ndarray]) -> np.ndarray:
         """SAMPLING_DTYPE [len(slots)]: how each of `slots` samples its next token.
