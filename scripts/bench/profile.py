@@ -153,7 +153,7 @@ def plot(path: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="two layers: does it work?")
     arguments = parser.parse_args()
@@ -169,6 +169,8 @@ def main() -> None:
         if group.kernels == "torch":
             raise SystemExit(f"nothing to measure: {native.reason()}")
         steps = profile(group, timeline, batch=arguments.batch, num_tokens=arguments.tokens)
+        if not steps:
+            raise SystemExit("no step had every sequence in it; ask for more --tokens")
         found = summarise(steps) | {"batch": arguments.batch, "kernels": group.kernels}
     print(f"{found['num_steps']} steps, {found['step_ms']:.2f} ms each ({found['kernels']})")
     for name, milliseconds in found["segments_ms"].items():
