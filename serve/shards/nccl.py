@@ -152,9 +152,7 @@ class DeviceGroup:
         _abort()
 
 
-def _meet(
-    rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: float
-) -> TCPStore:
+def _meet(rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: float) -> TCPStore:
     """The store that the ranks exchange NCCL's addresses through; rank 0 keeps it."""
     timeout = dt.timedelta(seconds=timeout_s)
     for connected in sockets:

@@ -48,7 +48,7 @@ def _assert_close(found: torch.Tensor, wanted: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hidden", [16, 80, 896])
+@pytest.mark.parametrize("hidden", [80, 896])
 def test_norms_agree(hidden: int, dtype: torch.dtype) -> None:
     x, update = _random(3, hidden), _random(3, hidden, dtype=dtype, seed=1)
     weight = _random(hidden, seed=2)
@@ -236,8 +236,11 @@ CUTS: list[dict[str, float]] = [
 ]
 
 
-@pytest.mark.parametrize("is_rounded", [False, True], ids=["distinct", "ties"])
-@pytest.mark.parametrize("columns", CUTS, ids=str)
+@pytest.mark.parametrize(
+    ("columns", "is_rounded"),
+    [*((columns, True) for columns in CUTS), *((columns, False) for columns in CUTS[2:8:3])],
+    ids=str,
+)
 def test_draws_agree(columns: dict[str, float], is_rounded: bool) -> None:
     """With ties the last of the best scores is shared, so that the slow kernel decides."""
     scores = _random(4, 420) * 2
