@@ -92,6 +92,11 @@ class EngineConfig(Section):
         gt=0,
         description="The token budget shrinks until a step takes at most this, in seconds.",
     )
+    max_decode_slowdown: float = Field(
+        2.25,
+        gt=1,
+        description="How many times longer a long prompt may make the steps of running answers.",
+    )
     max_waiting_requests: int = Field(
         256, ge=0, description="Requests that may wait; more are refused with 429."
     )

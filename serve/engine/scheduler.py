@@ -34,7 +34,9 @@ class Scheduler:
         self.blocks = BlockManager(
             settings.num_total_blocks, settings.block_size, has_cache=settings.prefix_cache
         )
-        self.budget = TokenBudget(settings.token_budget, settings.max_step_s)
+        self.budget = TokenBudget(
+            settings.token_budget, settings.max_step_s, max_slowdown=settings.max_decode_slowdown
+        )
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.max_running_sequences = min(settings.max_running_sequences, settings.token_budget)

@@ -122,6 +122,7 @@ class LoadedShard:
             max_running_sequences=limits.max_running_sequences,
             token_budget=limits.token_budget,
             max_step_s=limits.max_step_s,
+            max_decode_slowdown=limits.max_decode_slowdown,
             max_waiting_requests=limits.max_waiting_requests,
             max_waiting_tokens=limits.max_waiting_tokens,
             block_size=limits.block_size,

@@ -154,7 +154,7 @@ def test_oldest_request_advances_in_every_step(make_engine: MakeEngine) -> None:
 
 
 def test_budget_finds_the_largest_step_that_is_short_enough() -> None:
-    budget = TokenBudget(4096, 1.0)
+    budget = TokenBudget(4096, 1.0, max_slowdown=2.25)
     durations = []
     for _ in range(30):
         num_tokens = budget.tokens
@@ -216,7 +216,7 @@ def test_budget_learns_the_length_of_steps_that_queue_up(
 
 
 def test_budget_shrinks_at_once_and_not_below_its_floor() -> None:
-    budget = TokenBudget(512, 1.0)
+    budget = TokenBudget(512, 1.0, max_slowdown=2.25)
     for _ in range(10):
         budget.observe(budget.tokens, num_decode_tokens=0, duration_s=0.001)
     assert budget.tokens == 512
@@ -227,8 +227,41 @@ def test_budget_shrinks_at_once_and_not_below_its_floor() -> None:
     assert budget.tokens == 16
 
 
+def _steps_beside_decodes(budget: TokenBudget, *, decode_s: float, s_per_token: float) -> float:
+    """The longest of the last of 40 steps of 8 decodes and as much prompt as the budget lets in."""
+    durations = []
+    for _ in range(40):
+        num_prefill = budget.prefill_tokens(8)
+        durations.append(decode_s + num_prefill * s_per_token)
+        budget.observe(8 + num_prefill, num_decode_tokens=8, duration_s=durations[-1])
+    return max(durations[-20:])
+
+
+def test_a_long_prompt_slows_decodes_by_the_factor_that_is_allowed() -> None:
+    budget = TokenBudget(4096, 1.0, max_slowdown=2.25)
+    budget.observe(8, num_decode_tokens=8, duration_s=0.05)
+    longest_s = _steps_beside_decodes(budget, decode_s=0.05, s_per_token=0.0005)
+    assert 1.8 * 0.05 < longest_s <= 2.25 * 0.05
+
+
+def test_a_long_prompt_is_held_back_before_any_step_without_one_was_seen() -> None:
+    budget = TokenBudget(4096, 1.0, max_slowdown=2.25)
+    budget.observe(16, num_decode_tokens=0, duration_s=0.058)
+    longest_s = _steps_beside_decodes(budget, decode_s=0.05, s_per_token=0.0005)
+    assert longest_s <= 2.25 * 0.058
+
+
+def test_a_prompt_alone_is_not_held_back_by_decodes_of_the_past() -> None:
+    budget = TokenBudget(512, 1.0, max_slowdown=2.25)
+    _steps_beside_decodes(budget, decode_s=0.05, s_per_token=0.002)
+    for _ in range(10):
+        num_tokens = budget.prefill_tokens(0)
+        budget.observe(num_tokens, num_decode_tokens=0, duration_s=0.002 * num_tokens)
+    assert budget.prefill_tokens(0) > 400
+
+
 def test_slow_decodes_do_not_shrink_the_budget() -> None:
-    budget = TokenBudget(512, 1.0)
+    budget = TokenBudget(512, 1.0, max_slowdown=2.25)
     for _ in range(10):
         budget.observe(budget.tokens, num_decode_tokens=0, duration_s=0.001)
     budget.observe(64, num_decode_tokens=64, duration_s=3.0)
@@ -243,7 +276,7 @@ def test_slow_decodes_do_not_shrink_the_budget() -> None:
 def test_prompts_keep_a_share_beside_any_number_of_decodes(
     max_tokens: int, num_decode_tokens: int, left: int
 ) -> None:
-    assert TokenBudget(max_tokens, 1.0).prefill_tokens(num_decode_tokens) == left
+    assert TokenBudget(max_tokens, 1.0, max_slowdown=2.25).prefill_tokens(num_decode_tokens) == left
 
 
 def test_no_step_is_larger_than_the_budget(make_engine: MakeEngine) -> None:
