@@ -50,16 +50,21 @@ def run_ranks(
 ) -> list[Result]:
     """What `task` returns on each rank, in rank order.
 
-    A rank that fails leaves the group, so that the others fail too; the first rank's error, in rank
-    order, is raised.
+    A rank that fails leaves the group at once, so that the others fail too; the first rank's error,
+    in rank order, is raised. The others leave together: who is done with the last collective must
+    not go while a neighbour is still in it.
     """
 
     def run(collectives: Collectives) -> Result:
         try:
             return task(collectives)
-        finally:
+        except BaseException:
             collectives.close()
+            raise
 
+    members = connected_ranks(size, make=make)
     with ThreadPoolExecutor(size) as executor:
-        futures = [executor.submit(run, member) for member in connected_ranks(size, make=make)]
+        futures = [executor.submit(run, member) for member in members]
+    for member in members:
+        member.close()
     return [future.result() for future in futures]
