@@ -75,14 +75,14 @@ void combine(const Parts& parts, int64_t row, int64_t num_splits, int64_t head_d
 
 // A thread's own memory.
 template <class Value>
-struct Bench {
+struct Workspace {
   Input<Value>* query;
   int64_t* num_seen;
   float* maxima;
   float* totals;
   float* parts;  // of a unit with a single split
 
-  Bench(Carver& memory, const Geometry& geometry)
+  Workspace(Carver& memory, const Geometry& geometry)
       : query(memory.take<Input<Value>>(geometry.unit_rows * kQueryStride<Value>)),
         num_seen(memory.take<int64_t>(geometry.unit_rows)),
         maxima(memory.take<float>(geometry.unit_rows)),
@@ -141,9 +141,9 @@ class Attention {
   }
 
   void place() {
-    Carver bench(nullptr);
-    Bench<Value>(bench, geometry_);
-    bench_bytes_ = bench.num_bytes();
+    Carver workspace(nullptr);
+    Workspace<Value>(workspace, geometry_);
+    workspace_bytes_ = workspace.num_bytes();
     Carver measured(nullptr);
     carve(measured);
     Carver memory(scratch(pool_, Scratch::kAttention, measured.num_bytes()));
@@ -153,7 +153,7 @@ class Attention {
   void carve(Carver& memory) {
     units_ = memory.take<Unit>(num_units_);
     num_done_ = memory.take<Count>(num_units_ * geometry_.num_kv_heads);
-    benches_ = memory.take<char>(shoal_pool_size(pool_) * bench_bytes_);
+    workspaces_ = memory.take<char>(shoal_pool_size(pool_) * workspace_bytes_);
     parts_ = memory.take<float>(max_floats_);
   }
 
@@ -204,14 +204,14 @@ class Attention {
   void attend_item(const Unit& unit, int64_t item, int thread) {
     const int64_t head = item % geometry_.num_kv_heads, split = item / geometry_.num_kv_heads;
     const int64_t num_rows = unit.num_tokens * geometry_.group_size;
-    Carver own(benches_ + thread * bench_bytes_);
-    const Bench<Value> bench(own, geometry_);
-    float* memory = bench.parts;
+    Carver own(workspaces_ + thread * workspace_bytes_);
+    const Workspace<Value> workspace(own, geometry_);
+    float* memory = workspace.parts;
     if (unit.num_splits > 1) {
       memory = parts_ + unit.first_part + head * geometry_.part_floats(num_rows, unit.num_splits);
     }
     const Parts parts(memory, num_rows, unit.num_splits);
-    attend_split(unit, head, split, bench, parts);
+    attend_split(unit, head, split, workspace, parts);
     if (unit.num_splits > 1) {
       Count& done = num_done_[(&unit - units_) * geometry_.num_kv_heads + head];
       if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < unit.num_splits) return;
@@ -219,15 +219,16 @@ class Attention {
     combine_unit(unit, head, parts);
   }
 
-  void attend_split(const Unit& unit, int64_t head, int64_t split, const Bench<Value>& bench,
-                    const Parts& parts) {
-    fill_query(unit, head, bench);
+  void attend_split(const Unit& unit, int64_t head, int64_t split,
+                    const Workspace<Value>& workspace, const Parts& parts) {
+    fill_query(unit, head, workspace);
     float* out = parts.out + split * parts.num_rows * geometry_.head_dim;
-    const Rows<Value> rows = {bench.query, bench.num_seen, bench.maxima, bench.totals, out};
-    std::fill_n(bench.maxima, parts.num_rows, kHidden);
-    std::fill_n(bench.totals, parts.num_rows * kLanes, 0.0f);
+    const Rows<Value> rows = {workspace.query, workspace.num_seen, workspace.maxima,
+                              workspace.totals, out};
+    std::fill_n(workspace.maxima, parts.num_rows, kHidden);
+    std::fill_n(workspace.totals, parts.num_rows * kLanes, 0.0f);
     std::fill_n(out, parts.num_rows * geometry_.head_dim, 0.0f);
-    const int64_t num_seen = bench.num_seen[parts.num_rows - 1];
+    const int64_t num_seen = workspace.num_seen[parts.num_rows - 1];
     const int64_t end = std::min((split + 1) * kSplitTokens, num_seen);
     KeyTile<Value> tile = tile_at(unit, head, split * kSplitTokens, num_seen);
     for (int64_t position = split * kSplitTokens; position < end; position += kTileTokens) {
@@ -239,21 +240,21 @@ class Attention {
       tile = next;
     }
     for (int64_t row = 0; row < parts.num_rows; ++row) {
-      parts.maxima[row * parts.stride + split] = bench.maxima[row];
-      parts.totals[row * parts.stride + split] = sum(load(bench.totals + row * kLanes));
+      parts.maxima[row * parts.stride + split] = workspace.maxima[row];
+      parts.totals[row * parts.stride + split] = sum(load(workspace.totals + row * kLanes));
     }
   }
 
   // Rows of a unit are its tokens, each with the group's heads.
-  void fill_query(const Unit& unit, int64_t head, const Bench<Value>& bench) {
+  void fill_query(const Unit& unit, int64_t head, const Workspace<Value>& workspace) {
     const int64_t head_dim = geometry_.head_dim, group_size = geometry_.group_size;
     const Vec scale = set1(kLog2E / std::sqrt(static_cast<float>(head_dim)));
     for (int64_t row = 0; row < unit.num_tokens * group_size; ++row) {
       const int64_t token = row / group_size;
-      bench.num_seen[row] = unit.first_position() + token + 1;
+      workspace.num_seen[row] = unit.first_position() + token + 1;
       const float* query = row_of(unit, token) + (head * group_size + row % group_size) * head_dim;
       for (int64_t d = 0; d < head_dim; d += kLanes) {
-        store_inputs(bench.query + row * kQueryStride<Value> + d, mul(load(query + d), scale));
+        store_inputs(workspace.query + row * kQueryStride<Value> + d, mul(load(query + d), scale));
       }
     }
   }
@@ -299,10 +300,10 @@ class Attention {
 
   int64_t num_units_;
   int64_t max_floats_;  // of the parts of a wave
-  int64_t bench_bytes_;
+  int64_t workspace_bytes_;
   Unit* units_;
   Count* num_done_;  // [num_units, num_kv_heads] splits
-  char* benches_;    // [pool size, bench_bytes]
+  char* workspaces_;  // [pool size, workspace_bytes]
   float* parts_;
 };
 
