@@ -20,7 +20,8 @@ from .cache import HubCache
 from .hub import Hub, Snapshot
 from .lock import locked
 from .marker import Marker
-from .transfer import PATIENT, Pace, Transfer, Watcher
+from .transfer import PATIENT, Pace, Transfer
+from .watcher import Watcher
 
 __all__ = [
     "DEFAULT_REVISION",
@@ -57,7 +58,7 @@ def download_weights(
         if found is not None:
             return found
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, watcher.tell):
+        with locked(folder, watcher):
             found = _complete(folder, repository, revision)
             if found is not None:
                 return found

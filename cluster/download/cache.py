@@ -18,7 +18,8 @@ from serve.errors import CheckpointError
 from .architecture import OnShape, check_architecture
 from .hub import UNWANTED, WANTED, Hub, RemoteFile, Snapshot
 from .lock import locked
-from .transfer import PATIENT, Pace, Transfer, Watcher
+from .transfer import PATIENT, Pace, Transfer
+from .watcher import Watcher
 
 
 class HubCache:
@@ -82,7 +83,7 @@ class HubCache:
         blobs = root / "blobs"
         try:
             blobs.mkdir(parents=True, exist_ok=True)
-            with locked(root, watcher.tell):
+            with locked(root, watcher):
                 size_gb = sum(file.size for file in snapshot.files) / 1e9
                 watcher.tell(
                     f"{repository} at {snapshot.commit[:12]}: {len(snapshot.files)} files,"

@@ -12,8 +12,10 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+from .watcher import Watcher
 
 _NAME = ".shoal-download.lock"
 _POLL_S = 0.5
@@ -21,17 +23,21 @@ _TELL_PERIOD_S = 30.0
 
 
 @contextlib.contextmanager
-def locked(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder's lock; waits for whoever has it."""
+def locked(folder: Path, watcher: Watcher) -> Iterator[None]:
+    """Hold the folder's lock; waits for whoever has it.
+
+    Raises:
+        InterruptedStartError: the watcher wanted the waiting to end.
+    """
     descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o664)
     try:
-        _acquire(descriptor, folder, tell)
+        _acquire(descriptor, folder, watcher)
         yield
     finally:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, folder: Path, tell: Callable[[str], None]) -> None:
+def _acquire(descriptor: int, folder: Path, watcher: Watcher) -> None:
     next_line = 0.0
     while True:
         try:
@@ -39,9 +45,10 @@ def _acquire(descriptor: int, folder: Path, tell: Callable[[str], None]) -> None
             return
         except OSError as exc:
             if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                tell(f"{folder} cannot be locked ({exc.strerror}); going on without a lock")
+                watcher.tell(f"{folder} cannot be locked ({exc.strerror}); going on without a lock")
                 return
         if time.monotonic() > next_line:
-            tell(f"waiting: another download writes to {folder}")
+            watcher.tell(f"waiting: another download writes to {folder}")
             next_line = time.monotonic() + _TELL_PERIOD_S
+        watcher.check()
         time.sleep(_POLL_S)

@@ -19,9 +19,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import DownloadError, InterruptedStartError
+from cluster.errors import DownloadError
 
 from .hub import Hub, HubError, RemoteFile, Snapshot
+from .watcher import Watcher
 
 _PARTIAL = ".shoal-partial"
 _NUM_FILES_AT_ONCE = 4
@@ -46,24 +47,6 @@ class Pace:
 
 
 PATIENT = Pace()
-
-
-class Watcher:
-    """Whoever sees a download go on; this one says nothing and never ends it."""
-
-    def tell(self, line: str) -> None:
-        """What happens, in a line: the beginning, every failure, a lock."""
-
-    def tell_rate(self, line: str) -> None:
-        """How far and how fast, in a line, every few seconds."""
-        self.tell(line)
-
-    def on_progress(self, num_bytes: int, num_total_bytes: int) -> None:
-        """Bytes that have arrived, several times a second."""
-
-    def is_stopped(self) -> bool:
-        """Whether the download shall end here; what has arrived is kept."""
-        return False
 
 
 class Transfer:
@@ -102,6 +85,7 @@ class Transfer:
 
         Raises:
             DownloadError: the first failure; the other files keep what they have.
+            InterruptedStartError: the watcher wanted it to end.
         """
         self._partial.mkdir(exist_ok=True)
         wanted = [file for file in files if not self._is_in_place(file)]
@@ -120,6 +104,7 @@ class Transfer:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _is_in_place(self, file: RemoteFile) -> bool:
+        self._watcher.check()
         path = self._place_of(file)
         if _size(path) == file.size and _has_digest(path, file):
             return True
@@ -179,10 +164,7 @@ class Transfer:
             done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
-            if self._watcher.is_stopped():
-                raise InterruptedStartError(
-                    "stopped; what has arrived is kept, and the next start goes on from there"
-                )
+            self._watcher.check()
             now = self._num_bytes(files)
             self._watcher.on_progress(now, total)
             if pending and time.monotonic() > next_line:
