@@ -21,7 +21,7 @@ def check_architecture(repository: str, config: Path, on_shape: OnShape) -> None
     """
     try:
         shape = ModelShape.from_config(json.loads(config.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError, CheckpointError) as exc:
+    except (ValueError, RecursionError, AttributeError, CheckpointError) as exc:
         reason = (
             exc.message if isinstance(exc, CheckpointError) else "config.json is no JSON object"
         )

@@ -27,6 +27,8 @@ _WEIGHTS = "*.safetensors"
 WANTED = (_WEIGHTS, "*.json", "merges.txt", "vocab.txt", "*.jinja")
 UNWANTED = ("*/*", ".*")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_NEEDED = ("config.json", "tokenizer.json")
+_NEEDED_HINT = "Shoal serves repositories in the layout of transformers, with a fast tokenizer."
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CONNECT_TIMEOUT_S = 15.0
 _READ_TIMEOUT_S = 60.0
@@ -224,8 +226,9 @@ def _parse(repository: str, info: ModelInfo) -> Snapshot:
         pickles = [name for name in names if any(fnmatch(name, kind) for kind in _PICKLES)]
         but = f": {pickles[0]} is a pickle, which can run code" if pickles else ""
         raise DownloadError(f"{repository} has no *.safetensors{but}")
-    if "config.json" not in names:
-        raise DownloadError(f"{repository} has no config.json")
+    for name in _NEEDED:
+        if name not in names:
+            raise DownloadError(f"{repository} has no {name}", hint=_NEEDED_HINT)
     return Snapshot(repository, _digest(info.sha), files)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -173,6 +174,27 @@ def test_hub_that_lies_about_a_size_is_told(cache: Cache, num_bytes: int) -> Non
     with pytest.raises(DownloadError, match=f"{WEIGHTS}: the hub sent .* bytes of"):
         cache.fetch()
     assert cache.find() is None
+
+
+def test_a_wait_for_another_download_can_be_ended(cache: Cache) -> None:
+    root = cache.path / f"models--{REPOSITORY.replace('/', '--')}"
+    root.mkdir(parents=True)
+    cache.watcher.stopped.set()
+    with (root / ".shoal-download.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InterruptedStartError, match="stopped"):
+            cache.fetch()
+    assert cache.watcher.lines == [f"waiting: another download writes to {root}"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_repository_without_a_file_that_serving_needs_is_refused_first(
+    cache: Cache, name: str
+) -> None:
+    del cache.hub.files[name]
+    with pytest.raises(DownloadError, match=f"{REPOSITORY} has no {name}"):
+        cache.fetch()
+    assert not cache.files()
 
 
 def test_model_of_which_a_blob_is_missing_is_fetched_again_for_that_blob_only(

@@ -102,6 +102,11 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(
     assert download.hub.ranges(WEIGHTS) == []
 
 
+def test_configuration_nested_without_end_is_told(download: Downloads) -> None:
+    download.hub.files["config.json"] = b"[" * 200_000
+    assert "config.json is no JSON object" in refusal(download).message
+
+
 def test_volume_that_is_too_small_is_told_with_both_sizes(download: Downloads) -> None:
     download.hub.sizes[WEIGHTS] = 10**18
     error = refusal(download)
