@@ -27,14 +27,12 @@ _GB = 1e9
 
 
 class ModelFetcher:
-    """Fetches models for this machine, which has `available_bytes` of memory to serve them."""
+    """Fetches models for this machine, which holds weights of at most `max_bytes`."""
 
-    def __init__(
-        self, console: Console, interrupts: Interrupts, *, available_bytes: int | None
-    ) -> None:
+    def __init__(self, console: Console, interrupts: Interrupts, *, max_bytes: int | None) -> None:
         self._console = console
         self._interrupts = interrupts
-        self._available_bytes = available_bytes
+        self._max_bytes = max_bytes
 
     def __call__(self, repository: str, revision: str) -> Path:
         """The folder of the model, fetched unless it is in the hub's cache.
@@ -66,10 +64,10 @@ class ModelFetcher:
     def _refuse_too_large(self, shape: ModelShape) -> None:
         """What is certain not to fit is not fetched; the planner sees to the rest."""
         num_bytes = shape.num_params * _LEAST_BYTES_PER_VALUE
-        if self._available_bytes is not None and num_bytes > self._available_bytes:
+        if self._max_bytes is not None and num_bytes > self._max_bytes:
             raise UsageError(
                 f"the model does not fit in memory: its weights have {num_bytes / _GB:.1f} GB,"
-                f" free are {self._available_bytes / _GB:.1f} GB",
+                f" there is room for {self._max_bytes / _GB:.1f} GB",
                 hint="Its weights were not fetched. `shoal plan` says which machine would do.",
             )
 

@@ -86,7 +86,7 @@ def up(
     with Interrupts() as interrupts:
         _refuse_or_clean(name, console)
         machine = Machine.detect()
-        fetch = ModelFetcher(console, interrupts, available_bytes=machine.available_bytes)
+        fetch = ModelFetcher(console, interrupts, max_bytes=machine.largest_model_bytes)
         deployment, access, choices = plan_deployment(
             config, options, wants_new_key=new_key, machine=machine, fetch=fetch
         )

@@ -78,6 +78,13 @@ class Machine:
             kernels=usable_kernels(_cpu_flags()),
         )
 
+    @property
+    def largest_model_bytes(self) -> int | None:
+        """Weights that may fit at all: in free memory, or on all GPUs; None where unknown."""
+        if self.available_bytes is None:
+            return None
+        return max(self.available_bytes, sum(gpu.memory_bytes for gpu in self.gpus))
+
     def stores_bfloat16(self, kernels: str = "auto") -> bool:
         """Whether bfloat16 is the faster type for weights: half the bytes, read at full speed."""
         return self.has_bfloat16 or (kernels != "torch" and bool(self.kernels))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,11 @@ def test_cpu_is_measured_in_bytes_and_operations_a_second() -> None:
     bandwidth, flops = measure_cpu(2)
     assert 1e8 < bandwidth < 1e13
     assert 1e8 < flops < 1e15
+
+
+def test_largest_model_fits_memory_or_the_gpus_whichever_is_more() -> None:
+    gpus = (FoundGpu("A", 24 << 30), FoundGpu("A", 24 << 30))
+    machine = Machine(8, has_bfloat16=True, available_bytes=14 << 30)
+    assert machine.largest_model_bytes == 14 << 30
+    assert replace(machine, gpus=gpus).largest_model_bytes == 48 << 30
+    assert replace(machine, available_bytes=None).largest_model_bytes is None
