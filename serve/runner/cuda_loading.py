@@ -6,6 +6,7 @@ the weights are there and the largest steps have run once, so that no later step
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -252,6 +253,7 @@ def _num_blocks(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
         num_blocks = plan.kv_cache_tokens // plan.block_size
     elif parts.device.type == "cuda":
         room = _room_bytes(plan, parts, token_budget)
+        gc.collect()  # a pass and its graphs hold each other: give their memory to the real ones
         num_blocks = _agree(max(room, 0) // parts.num_block_bytes, plan.collectives, parts.device)
     else:
         num_blocks = _CPU_KV_TOKENS // plan.block_size

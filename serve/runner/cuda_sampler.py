@@ -98,7 +98,8 @@ class DeviceSampler:
         self._tables = tables
         self._num_ids = num_ids
         self._device = device
-        self._no_mask = np.zeros(-(-num_ids // 32), np.int32)
+        # As long as a grammar's, so that the first of those compiles nothing anew.
+        self._no_mask = np.zeros(-(-tables.counts.shape[1] // 32), np.int32)
 
     def sample(
         self, logits: Tensor, slots: Int32s, masks: Mapping[int, np.ndarray]

@@ -18,7 +18,7 @@ import torch
 from serve.attention.paged import PagedAttention
 from serve.catalog import ModelShape, stretch_with_yarn, tensor_parallel_problem
 from serve.checkpoint import inspect_checkpoint
-from serve.errors import CheckpointError, ConfigurationError
+from serve.errors import CheckpointError, CollectiveError, ConfigurationError
 from serve.kernels import native
 from serve.kernels.native import NativeLibrary, Pool
 from serve.model.native_decoder import NativeDecoder, native_problem
@@ -29,7 +29,7 @@ from serve.model.weights import Progress, load
 from .kv_pool import KVPool, NativeKVPool
 from .model_runner import ForwardPass, ModelRunner, RunnerFacts
 from .native_pass import NativePass
-from .plan import RunnerPlan
+from .plan import RunnerPlan, numbers_of_ranks
 from .sampler import Sampler
 from .step_sampler import NativeSampler, ReferenceSampler, StepSampler
 from .torch_pass import TorchPass
@@ -141,15 +141,17 @@ def load_pass(plan: RunnerPlan, kernels: Kernels) -> LoadedPass:
 
     Raises:
         CheckpointError: the folder cannot be used.
-        ConfigurationError: this CPU cannot run the named kernels, or no KV block fits.
-        CollectiveError: another rank is gone.
+        ConfigurationError: this CPU cannot run the named kernels, or none where other ranks can;
+            or no KV block fits.
+        CollectiveError: another rank is gone, or computes in torch where this one does not.
     """
-    library = _choose_library(plan, kernels)
+    library, reason = _choose_library(plan, kernels)
+    _check_ranks_agree(plan.collectives, library, reason)
     return _load_torch(plan) if library is None else load_native(plan, library)
 
 
-def _choose_library(plan: RunnerPlan, kernels: Kernels) -> NativeLibrary | None:
-    """The kernels to use, None for torch; rank 0 says which ones in the log."""
+def _choose_library(plan: RunnerPlan, kernels: Kernels) -> tuple[NativeLibrary | None, str]:
+    """The kernels to use, None for torch, and why; rank 0 says so in the log."""
     library = native.load(kernels)
     reason = native.reason(kernels)
     if library is not None:
@@ -163,7 +165,26 @@ def _choose_library(plan: RunnerPlan, kernels: Kernels) -> NativeLibrary | None:
     if plan.collectives.rank == 0:
         name = "torch" if library is None else library.isa
         logger.info("CPU kernels: %s (%s); threads a shard: %d", name, reason, plan.num_threads)
-    return library
+    return library, reason
+
+
+def _check_ranks_agree(
+    collectives: Collectives, library: NativeLibrary | None, reason: str
+) -> None:
+    """Native ranks and ranks in torch do not meet in the same collectives: all or none.
+
+    Native ranks may differ in their instruction set. Whoever computes in torch says why; for the
+    others it is a rank that cannot take part.
+    """
+    is_native = numbers_of_ranks(library is not None, collectives)
+    if all(is_native) or not any(is_native):
+        return
+    if library is None:
+        raise ConfigurationError(
+            f"rank {collectives.rank} has no CPU kernels ({reason}), rank {is_native.index(1)} has:"
+            " give every rank's machine the same, or set hardware.kernels to torch"
+        )
+    raise CollectiveError(f"rank {is_native.index(0)} has no CPU kernels, this rank has")
 
 
 def load_native(plan: RunnerPlan, library: NativeLibrary) -> LoadedPass:

@@ -69,7 +69,7 @@ class RunnerPlan:
         if num_tokens is None:
             size = self.collectives.size
             mine = auto_kv_cache_tokens(self.shape, size=size, dtype=self.dtype)
-            num_tokens = _agree(mine, self.collectives)
+            num_tokens = min(numbers_of_ranks(mine, self.collectives))
         if num_tokens < self.block_size:
             raise ConfigurationError(
                 f"the KV cache must hold at least one block ({self.block_size} tokens),"
@@ -78,8 +78,12 @@ class RunnerPlan:
         return num_tokens // self.block_size
 
 
-def _agree(num_tokens: int, collectives: Collectives) -> int:
-    """The smallest rank's number, on every rank (exact in float32 below 2**24)."""
-    mine = torch.zeros(collectives.size)
-    mine[collectives.rank] = num_tokens
-    return int(collectives.all_reduce(mine).min())
+def numbers_of_ranks(number: int, collectives: Collectives) -> list[int]:
+    """What each rank gave as `number`, on every rank (exact in float32 below 2**24).
+
+    Raises:
+        CollectiveError: another rank is gone.
+    """
+    numbers = torch.zeros(collectives.size)
+    numbers[collectives.rank] = number
+    return [int(found) for found in collectives.all_reduce(numbers)]

@@ -9,13 +9,14 @@ from typing import Any, cast
 import pytest
 
 from serve.config import Kernels
-from serve.errors import ConfigurationError
+from serve.errors import ConfigurationError, ShoalError
 from serve.kernels import native
 from serve.messages import SamplingParams
-from serve.model.tensor_parallel import SingleRank
+from serve.model.tensor_parallel import Collectives, SingleRank
 from serve.runner.loading import load_runner
 from serve.runner.model_runner import ModelRunner
 from serve.testing.checkpoints import make_checkpoint
+from serve.testing.ranks import run_ranks
 from serve.testing.steps import answer
 
 GREEDY = SamplingParams(seed=0, max_tokens=9, temperature=0.0)
@@ -37,6 +38,7 @@ def isa() -> Kernels:
 
 def _load(path: Path, **options: Any) -> ModelRunner:
     settings: dict[str, Any] = {
+        "collectives": SingleRank(),
         "dtype": "float32",
         "block_size": 16,
         "num_threads": 1,
@@ -45,7 +47,7 @@ def _load(path: Path, **options: Any) -> ModelRunner:
         "max_running_sequences": 2,
         "kv_cache_tokens": 640,
     }
-    return load_runner(path=path, collectives=SingleRank(), **settings | options)
+    return load_runner(path=path, **settings | options)
 
 
 def test_native_kernels_run_where_nobody_chose(
@@ -81,3 +83,24 @@ def test_a_shape_without_native_kernels_is_refused_by_name_and_else_torchs(
     block_size = options.get("block_size", 16)
     found = answer(runner, [1, 2, 3], GREEDY, num_tokens=4, block_size=block_size)
     assert len(found.token_ids) == 4
+
+
+@pytest.mark.parametrize("torch_rank", [0, 1])
+def test_ranks_of_which_one_alone_computes_in_torch_refuse_to_start(
+    checkpoint: Path, isa: Kernels, torch_rank: int
+):
+    def refusal(rank: Collectives) -> str:
+        kernels = "torch" if rank.rank == torch_rank else isa
+        with pytest.raises(ShoalError) as caught:
+            _load(checkpoint, collectives=rank, kernels=kernels)
+        return f"{caught.value.code}: {caught.value}"
+
+    refusals = run_ranks(2, refusal)
+    assert refusals[torch_rank] == (
+        f"configuration: rank {torch_rank} has no CPU kernels (hardware.kernels is torch),"
+        f" rank {1 - torch_rank} has: give every rank's machine the same, or set hardware.kernels"
+        " to torch"
+    )
+    assert refusals[1 - torch_rank] == (
+        f"collective: rank {torch_rank} has no CPU kernels, this rank has"
+    )

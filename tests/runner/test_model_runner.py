@@ -4,6 +4,7 @@ preemption, the same tokens and the same logprobs."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -225,8 +226,8 @@ def test_an_illegal_size_is_refused_on_every_rank(load: Load):
 def test_a_dead_rank_fails_the_call_that_samples(load: Load, make: MakeCollectives):
     ranks = connected_ranks(2, make=make)
     with closing(ranks[0]):
-        runner = load(ranks[0])
-        load(ranks[1])
+        with ThreadPoolExecutor(2) as threads:
+            runner, _ = threads.map(load, ranks)
         ranks[1].close()
         with pytest.raises(CollectiveError, match="rank 1 is gone"):
             _answer(runner, GREEDY, 2)
