@@ -1,7 +1,7 @@
 """What one GPU reaches, and how near its limits that is; done in ten minutes on a bare machine.
 
-    python -m scripts.bench.gpu --output results    (needs torch with triton, numpy, msgspec)
-    python -m scripts.bench.gpu --rehearse          (on a CPU, a tiny shape: does the script run?)
+    python -m scripts.bench.gpu --output results   (torch with triton, numpy, msgspec, psutil)
+    python -m scripts.bench.gpu --rehearse         (on a CPU, a tiny shape: does the script run?)
 
 Weights of the 7B shape are made on the GPU. First the card's own limits (read bandwidth, bf16
 products), then decode at several batch sizes with and without CUDA graphs, greedy text against the
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_NEEDED = ("torch", "numpy", "msgspec", "safetensors", "psutil")
+_NEEDED = ("torch", "numpy", "msgspec", "psutil")
 _NUM_ROUNDS = 3
 # Products of one row: name, outputs and inputs of the 7B shape.
 _ROW_SHAPES = {
