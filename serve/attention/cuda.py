@@ -47,16 +47,6 @@ class DeviceCache:
         ]
         return cls(*caches)
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks for sequences."""
-        return self.keys[0].shape[0] - 1
-
-    @property
-    def block_size(self) -> int:
-        """KV slots of a block."""
-        return self.keys[0].shape[1]
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceStep:
