@@ -158,8 +158,18 @@ def _meet(rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: flo
     for connected in sockets:
         connected.settimeout(timeout_s)
     if rank == 0:
+        # By itself the store, which asks for no secret, listens on every address of the machine.
+        host = _host(sockets[0].getsockname())
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family)
         store = TCPStore(
-            _host(sockets[0].getsockname()), 0, size, True, timeout, wait_for_workers=False
+            host,
+            listener.getsockname()[1],
+            size,
+            True,
+            timeout,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
         )
         for connected in sockets:
             connected.sendall(_PORT.pack(store.port))

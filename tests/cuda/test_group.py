@@ -6,9 +6,25 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from serve.shards.nccl import _meet
+
 SIZE = 3
+
+
+def test_the_store_of_the_ranks_of_one_machine_is_out_of_reach_for_others() -> None:
+    near, far = socket.socketpair()
+    with near, far, ThreadPoolExecutor(1) as threads:
+        other = threads.submit(_meet, 1, 2, [far], 30.0)
+        store = _meet(0, 2, [near], 30.0)
+        store.set("key", "found")
+        assert other.result().get("key") == b"found"
+        lines = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+        listening = [line.split()[1] for line in lines.splitlines() if line.split()[3] == "0A"]
+        found = [address for address in listening if address.endswith(f":{store.port:04X}")]
+        assert found == [f"0100007F:{store.port:04X}"]
 
 
 def test_ranks_sum_gather_and_notice_a_death() -> None:
