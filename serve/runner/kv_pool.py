@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from serve.catalog import ModelShape, num_shard_kv_heads
+from serve.errors import ConfigurationError
 from serve.kernels import abi
 from serve.kernels.native import NativeLibrary
 from serve.kernels.packed import AlignedMemory
@@ -63,6 +64,9 @@ class NativeKVPool:
         heads: of this rank.
         num_layers: of the model.
         num_blocks: blocks of the pool.
+
+    Raises:
+        ConfigurationError: the system does not give as much memory.
     """
 
     def __init__(
@@ -71,7 +75,14 @@ class NativeKVPool:
         unit_bytes: int = library.functions.shoal_cache_bytes(ctypes.byref(heads), 1)
         self.num_blocks = num_blocks
         self.block_stride = 2 * num_layers + 1
-        self._memory = AlignedMemory(num_blocks * self.block_stride * unit_bytes)
+        num_bytes = num_blocks * self.block_stride * unit_bytes
+        try:
+            self._memory = AlignedMemory(num_bytes)
+        except (OSError, OverflowError) as exc:
+            raise ConfigurationError(
+                f"a KV cache of {num_blocks} blocks takes {num_bytes / 1e9:.1f} GB a shard, more than"
+                " this machine gives: lower engine.kv_cache_tokens"
+            ) from exc
         keys = [self._memory.address + 2 * layer * unit_bytes for layer in range(num_layers)]
         self.caches: Sequence[tuple[int, int]] = [(start, start + unit_bytes) for start in keys]
         """By layer, where block 0's keys and its values lie."""

@@ -104,3 +104,9 @@ def test_ranks_of_which_one_alone_computes_in_torch_refuse_to_start(
     assert refusals[1 - torch_rank] == (
         f"collective: rank {torch_rank} has no CPU kernels, this rank has"
     )
+
+
+def test_a_cache_beyond_the_systems_memory_is_refused_by_its_size(checkpoint: Path, isa: Kernels):
+    reason = "takes .* GB a shard, more than this machine gives: lower engine.kv_cache_tokens"
+    with pytest.raises(ConfigurationError, match=reason):
+        _load(checkpoint, kernels=isa, kv_cache_tokens=2**44)
