@@ -80,8 +80,8 @@ class NativeKVPool:
             self._memory = AlignedMemory(num_bytes)
         except (OSError, OverflowError) as exc:
             raise ConfigurationError(
-                f"a KV cache of {num_blocks} blocks takes {num_bytes / 1e9:.1f} GB a shard, more than"
-                " this machine gives: lower engine.kv_cache_tokens"
+                f"a KV cache of {num_blocks} blocks takes {num_bytes / 1e9:.1f} GB a shard, more"
+                " than this machine gives: lower engine.kv_cache_tokens"
             ) from exc
         keys = [self._memory.address + 2 * layer * unit_bytes for layer in range(num_layers)]
         self.caches: Sequence[tuple[int, int]] = [(start, start + unit_bytes) for start in keys]
