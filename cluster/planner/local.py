@@ -82,15 +82,16 @@ def _check_gpus(config: ShoalConfig, hardware: HardwareConfig, machine: Machine)
         needs = ", ".join(f"{model.name}: {_num_shards(model)}" for model in config.models)
         raise ConfigurationError(
             f"each shard needs a GPU of its own, {num_shards} in all ({needs}), and this machine"
-            f" has {len(machine.gpus)}: lower `replicas` or `tensor_parallel`, or serve fewer"
-            " models"
+            f" has {len(machine.gpus)}: lower `replicas` or `tensor_parallel`, serve fewer models,"
+            " or compute on the CPU with `hardware: cpu`"
         )
     room = _CARD_SHARE * min(gpu.memory_bytes for gpu in machine.gpus)
     for model in config.models:
         if model.stand_in is None and _least_bytes(model) / _num_shards(model) > room:
             raise ConfigurationError(
                 f"{model.name} does not fit: a shard has {_need_of_shard(model)}, and a GPU here"
-                f" has room for {room / GB:.1f} GB. `shoal plan` says what would fit"
+                f" has room for {room / GB:.1f} GB. `shoal plan` says what would fit;"
+                " `hardware: cpu` computes in this machine's memory"
             )
 
 
