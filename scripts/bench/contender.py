@@ -77,18 +77,16 @@ class Contender:
         """One order; returns what it measured, and the CPU seconds of all its processes.
 
         Raises:
-            ContenderError: it ended or hangs.
+            ContenderError: it ended or hangs; it is closed, so that it takes nothing from others.
         """
         self._signal(signal.SIGCONT)
         began_s = self._cpu_seconds()
         order = json.dumps({"prompts": prompts, "num_tokens": num_tokens})
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(order.encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as exc:
-            raise ContenderError(self._tail()) from exc
-        run = Run(**self._read(ANSWER_TIMEOUT_S))
+            run = self._answer(order)
+        except ContenderError:
+            self.close()
+            raise
         cpu_s = self._cpu_seconds() - began_s
         self._signal(signal.SIGSTOP)
         return run, cpu_s
@@ -109,6 +107,15 @@ class Contender:
         self._signal(signal.SIGKILL)  # its group may have outlived it
         self._process.wait()
         self._process.stdout.close()
+
+    def _answer(self, order: str) -> Run:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(order.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as exc:
+            raise ContenderError(self._tail()) from exc
+        return Run(**self._read(ANSWER_TIMEOUT_S))
 
     def _read(self, timeout_s: float) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -62,10 +62,15 @@ def test_all_processes_of_an_engine_are_frozen_between_orders(contender: Contend
     assert not alive
 
 
-def test_end_of_an_engine_is_an_error_with_its_last_words(contender: Contender) -> None:
+def test_end_of_an_engine_is_an_error_with_its_last_words_and_nothing_runs_on(
+    contender: Contender,
+) -> None:
+    (busy,) = psutil.Process(contender.pid).children()
     try:
         with pytest.raises(ContenderError, match="a prompt is missing"):
             contender.ask([], 1)
+        _, alive = psutil.wait_procs([busy], timeout=10)
+        assert not alive
     finally:
         contender.close()
 
