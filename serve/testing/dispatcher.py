@@ -67,6 +67,11 @@ class EchoDispatcher:
         """Requests that still speak."""
         return len(self._tasks)
 
+    async def settle(self) -> None:
+        """Wait until nobody speaks any more: an answer is complete a moment before that."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def submit(self, request: GenerateRequest) -> TokenStream:
         """Admit `request`, or raise `refusal`; see `serve.ingress.stream.Dispatcher`."""
         self.requests.append(request)

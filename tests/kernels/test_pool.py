@@ -40,6 +40,14 @@ def _num_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
+def _wait_for_num_threads(expected: int) -> None:
+    """A thread that was joined is listed for a moment more."""
+    deadline_s = time.monotonic() + 10
+    while _num_threads() != expected:
+        assert time.monotonic() < deadline_s, f"{_num_threads()} threads, expected {expected}"
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("num_threads", [1, 2, 5, 16])
 def test_every_task_is_done_once_with_more_threads_than_cores(
     library: NativeLibrary, num_threads: int
@@ -97,13 +105,13 @@ def _wait_until_asleep() -> None:
 def test_threads_end_with_the_pool(library: NativeLibrary):
     before = _num_threads()
     pool = library.pool(6)
-    assert _num_threads() == before + 5
+    _wait_for_num_threads(before + 5)
     pool.close()
-    assert _num_threads() == before
+    _wait_for_num_threads(before)
     kept = library.pool(3)
-    assert _num_threads() == before + 2
+    _wait_for_num_threads(before + 2)
     del kept
-    assert _num_threads() == before
+    _wait_for_num_threads(before)
 
 
 def test_a_pool_has_at_least_one_thread(library: NativeLibrary):
