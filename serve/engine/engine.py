@@ -124,7 +124,7 @@ class Engine:
         """Sample the step that was started; take its tokens, or with lookahead those before it.
 
         Raises:
-            CollectiveError: the runner is lost; see `drop_all`.
+            CollectiveError: the runner is lost, and with it every request.
         """
         self._tell()
         if self._has_lookahead:
@@ -139,15 +139,6 @@ class Engine:
         self.start_step()
         self.finish_step()
         return self.take_result()
-
-    def drop_all(self, error: ErrorInfo) -> StepResult:
-        """End every request with `error`, because the runner is lost. The engine is empty after."""
-        self._started = self._sampled = None
-        self._tell()
-        for stream_id in self._ledger.stream_ids:
-            for sequence in self._ledger.unfinished(stream_id):
-                self._end(sequence, "error", error)
-        return self._ledger.take()
 
     def load(self) -> Load:
         """How busy the engine is, counted in sequences, and its totals."""

@@ -76,11 +76,6 @@ class Ledger:
         """Whether no request is open and nothing is left to tell."""
         return not (self._requests or self._deltas or self._summaries)
 
-    @property
-    def stream_ids(self) -> list[int]:
-        """Open requests."""
-        return list(self._requests)
-
     def open(self, stream_id: int, sequences: list[Sequence], num_prompt_tokens: int) -> None:
         """A request was admitted as `sequences`, one a choice."""
         assert stream_id not in self._requests, "a stream id is used once"

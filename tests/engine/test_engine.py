@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from serve.engine.engine import Engine
-from serve.errors import ErrorInfo
 from serve.messages import NewSequence
 from serve.testing.drive import Receiver, generate_request, run
 from serve.testing.slot_runner import (
@@ -183,22 +182,6 @@ def test_abort_comes_after_the_tokens_that_were_made_before_it(
 
     assert len(receiver.choices[1, 0].token_ids) == (1 if lookahead else 2)
     assert receiver.choices[1, 0].finish_reason == "abort"
-
-
-def test_lost_runner_ends_every_request_with_the_error(make_engine: MakeEngine) -> None:
-    engine = make_engine(max_running_sequences=2)
-    receiver = Receiver()
-    engine.add(generate_request(1, [5, 6], n=2))
-    engine.add(generate_request(2, [7, 8], n=2))
-    receiver.take(engine.step())
-    error = ErrorInfo("replica_lost", "rank 1 is gone")
-    receiver.take(engine.drop_all(error))
-
-    assert not engine.has_work
-    assert engine.load().num_used_blocks == 0
-    assert set(receiver.summaries) == {1, 2}
-    for choice in receiver.choices.values():
-        assert (choice.finish_reason, choice.error) == ("error", error)
 
 
 def test_poisoned_sequence_ends_alone(make_engine: MakeEngine) -> None:
