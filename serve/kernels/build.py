@@ -129,9 +129,10 @@ def _build_isa(compiler: str, isa: str, *, folder: Path, pool: ThreadPoolExecuto
     objects.mkdir(parents=True, exist_ok=True)
     command = [compiler, *_FLAGS, *ISA_FLAGS[isa], f"-DSHOAL_ISA_{isa.upper()}"]
     headers = sorted(SOURCES.glob("*.h"))
+    built_from = source_hash()  # first: a source that changes meanwhile makes the library stale
 
     def compile_one(source: Path) -> Path:
-        own = [f'-DSHOAL_SOURCE_HASH="{source_hash()}"'] if source.stem == "identity" else []
+        own = [f'-DSHOAL_SOURCE_HASH="{built_from}"'] if source.stem == "identity" else []
         target = objects / f"{source.stem}.{_digest(command, own, source, *headers)}.o"
         if not target.exists():
             _write(target, [*command, *own, "-c", str(source)])
