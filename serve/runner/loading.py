@@ -86,8 +86,8 @@ def load_runner(
     Raises:
         CheckpointError: the folder cannot be used.
         ConfigurationError: the options do not fit the checkpoint, or this CPU cannot run the
-            kernels that are named.
-        CollectiveError: another rank is gone.
+            kernels that are named or that other ranks run.
+        CollectiveError: another rank is gone or cannot take part.
     """
     checkpoint = inspect_checkpoint(path)
     shape = stretch_with_yarn(checkpoint.shape) if yarn else checkpoint.shape
