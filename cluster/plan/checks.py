@@ -105,6 +105,12 @@ def _check_model(
 ) -> Iterator[Problem]:
     if entry.get("stand_in") is not None:
         return
+    if entry.get("revision") is not None and entry.get("repository") is None:
+        yield _problem(
+            document,
+            (*path, "revision"),
+            "is a branch, tag or commit of a hub's `repository:`, and this model names none",
+        )
     folder = entry.get("path")
     if folder is None:
         preset = entry.get("preset")

@@ -124,3 +124,10 @@ def test_what_is_wrong_with_a_fetched_model_is_said_where_it_is_named(
     with pytest.raises(ConfigurationError, match=r":3: models\[0\]\.tensor_parallel: must be one"):
         models(hub, path)
     assert hub.asked == [("Org/Name", "main")]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_revision_of_what_is_on_no_hub_is_refused(hub: Hub, is_folder: bool) -> None:
+    model = str(hub.folder) if is_folder else None
+    with pytest.raises(ConfigurationError, match=r"--revision: models\[0\]\.revision: is a branch"):
+        models(hub, model=model, revision="v2")
