@@ -1,4 +1,4 @@
-"""The KV cache's memory: one pair of arrays a layer, divided into blocks.
+"""The KV cache's memory, divided into blocks.
 
 Who holds which block is the engine's business (`engine.block_manager`). The one decision behind
 it: memory is taken at load but touched when a block is first written, so a large pool costs nothing
