@@ -275,6 +275,7 @@ def _room_bytes(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
     forward.graphs.warm_up()
     num_graph_bytes = torch.cuda.max_memory_allocated() - num_bytes_before
     num_tokens = min(token_budget, plan.max_model_len)
+    # Every position of the scratch slot lies in its one block.
     rows = np.zeros((3, num_tokens), np.int32)
     rows[0], rows[1] = tables.scratch_slot, np.arange(num_tokens)
     tiles = cut_tiles(
@@ -283,8 +284,6 @@ def _room_bytes(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
         np.zeros(1, np.int64),
         np.array([tables.scratch_slot], np.int32),
     )
-    # The scratch slot's table is one block long: every position of the probe reads and writes it.
-    tables.block_tables[tables.scratch_slot] = 0
     forward.prefill(rows, tiles, np.array([num_tokens - 1]))
     torch.cuda.synchronize()
     free_bytes, total_bytes = torch.cuda.mem_get_info()
