@@ -38,7 +38,6 @@ class NativeLibrary:
             function = getattr(self.functions, name)
             function.restype, function.argtypes = result, arguments
         self.isa: str = self.functions.shoal_isa().decode()
-        self.source_hash: str = self.functions.shoal_source_hash().decode()
         self.panel_width: int = self.functions.shoal_panel_width()
 
     def prepare(self) -> bool:
@@ -64,7 +63,6 @@ class Pool:
             raise ValueError(f"num_threads must be >= 1, got {num_threads}")
         self.library = library
         self.handle: int = library.functions.shoal_pool_new(num_threads)
-        self.num_threads: int = library.functions.shoal_pool_size(self.handle)
         self.close = weakref.finalize(self, library.functions.shoal_pool_delete, self.handle)
         self.close.atexit = False  # a thread of Python may still be in a kernel then
 
