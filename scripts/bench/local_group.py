@@ -126,8 +126,9 @@ def _specs(options: GroupOptions, folder: str) -> list[ShardSpec]:
             ),
         }
     )
-    choice = {"kernels": options.kernels} if "kernels" in HardwareConfig.model_fields else {}
-    hardware = HardwareConfig.model_validate({"threads_per_shard": options.num_threads, **choice})
+    hardware = HardwareConfig.model_validate(
+        {"threads_per_shard": options.num_threads, "kernels": options.kernels}
+    )
     return [
         ShardSpec(model, hardware, rank, options.num_ranks, "bench", "", secret, folder)
         for rank in range(options.num_ranks)
