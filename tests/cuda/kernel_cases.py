@@ -17,7 +17,14 @@ from serve.kernels import (
     triton_decoder,
     triton_sampling,
 )
-from serve.kernels.device import QUERY_TILE, Drawing, Places, Rules, Workspace
+from serve.kernels.device import (
+    QUERY_TILE,
+    AttentionKernels,
+    Drawing,
+    Places,
+    Rules,
+    Workspace,
+)
 from serve.kernels.device_draw import draw_from_best
 
 IS_INTERPRETED = bool(os.environ.get("TRITON_INTERPRET"))
@@ -184,6 +191,29 @@ def test_prompts_agree(
     triton_attention.attend_tiles(query, keys, values, tables, tiles, found)
     device_torch.attend_tiles(query, keys, values, tables, tiles, wanted)
     _assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kernels", [triton_attention, device_torch], ids=["triton", "torch"])
+def test_what_others_left_in_a_block_is_never_read(kernels: AttentionKernels) -> None:
+    keys, values, tables = _cache(
+        num_slots=2, max_blocks=4, block_size=16, num_kv_heads=2, head_dim=16, dtype=torch.float32
+    )
+    first, second = tables[1, :2].tolist()
+    caches = [torch.full_like(keys, torch.nan), torch.full_like(values, torch.nan)]
+    for poisoned, sound in zip(caches, (keys, values), strict=True):
+        poisoned[first], poisoned[second, :5] = sound[first], sound[second, :5]
+    query = _random(3, 4, 16)
+    places = Places(torch.tensor([1]).int(), torch.tensor([20]).int(), tables)
+    workspace = Workspace.make(max_rows=1, num_heads=4, head_dim=16, max_tokens=64, device=DEVICE)
+    tiles = torch.tensor([[0, 3, 18, 1]]).int()
+    found = []
+    for one in ((keys, values), caches):
+        decoded, prompt = torch.empty_like(query[:1]), torch.empty_like(query)
+        kernels.attend_decodes(query[:1], *one, places, workspace, decoded)
+        kernels.attend_tiles(query, *one, tables, tiles, prompt)
+        found.append(torch.cat((decoded, prompt)))
+    assert bool(found[0].isfinite().all())
+    assert torch.equal(*found)
 
 
 def test_adjusted_scores_agree() -> None:
