@@ -119,7 +119,6 @@ class Step(ctypes.Structure):
         ("sampled_rows", c_void_p),
         ("num_sampled", c_int64),
         ("logits", c_void_p),
-        ("progress", c_int64),
     )
 
 

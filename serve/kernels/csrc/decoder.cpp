@@ -22,7 +22,7 @@ int64_t aligned(int64_t num_floats) {
 class Pass {
  public:
   Pass(shoal_pool* pool, const shoal_decoder& decoder, const shoal_collectives& collectives,
-       shoal_step& step)
+       const shoal_step& step)
       : pool_(pool), decoder_(decoder), collectives_(collectives), step_(step),
         num_rows_(step.num_rows) {
     const shoal_heads& heads = decoder.heads;
@@ -42,7 +42,6 @@ class Pass {
       if (index == decoder_.num_layers - 1) keep_sampled();
       if (num_rows_ > 0 && !finish(layer)) return false;
       delta = delta_;
-      step_.progress = index + 1;
     }
     return num_rows_ == 0 || sample();
   }
@@ -144,7 +143,7 @@ class Pass {
   shoal_pool* pool_;
   const shoal_decoder& decoder_;
   const shoal_collectives& collectives_;
-  shoal_step& step_;
+  const shoal_step& step_;
   int64_t num_rows_;
   int64_t q_size_;
   int64_t qkv_size_;
@@ -158,6 +157,6 @@ class Pass {
 }  // namespace shoal
 
 int shoal_forward(shoal_pool* pool, const shoal_decoder* decoder,
-                  const shoal_collectives* collectives, shoal_step* step) {
+                  const shoal_collectives* collectives, const shoal_step* step) {
   return shoal::Pass(pool, *decoder, *collectives, *step).run() ? 0 : 1;
 }

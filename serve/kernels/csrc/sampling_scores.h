@@ -93,7 +93,6 @@ class Scores {
   }
 
   int64_t num_groups() const { return num_groups_; }
-  int64_t num_ids() const { return num_ids_; }
   // After settle.
   float best() const { return best_; }
   const float* largest() const { return largest_; }  // [num_groups]

@@ -33,7 +33,7 @@ SHOAL_API shoal_pool* shoal_pool_new(int num_threads);
 SHOAL_API void shoal_pool_delete(shoal_pool* pool);
 SHOAL_API int shoal_pool_size(const shoal_pool* pool);
 
-// --- packed weights (linear.cpp) -----------------------------------------------------------------
+// --- packed weights (packing.cpp, linear.cpp) ----------------------------------------------------
 
 // A weight [num_outputs, num_inputs] packed once into panels of shoal_panel_width() outputs, each one
 // sequential stream of pairs of inputs; the only copy there is, for decode, prefill and embedding.
@@ -92,7 +92,8 @@ typedef struct {
   int64_t first_row;
   int64_t num_tokens;
   int64_t first_position;
-  const int32_t* block_table;  // block of position p: block_table[p / block_size]
+  const int32_t* block_table;  // block of position p: block_table[p / block_size], counted in
+                               // blocks of shoal_cache_bytes(heads, 1) from a layer's keys on
 } shoal_span;
 
 // Bytes of one layer's keys, and as many of its values, 64-byte aligned, for num_blocks blocks.
@@ -172,13 +173,12 @@ typedef struct {
   int64_t num_spans;
   const int64_t* sampled_rows;  // [num_sampled]
   int64_t num_sampled;
-  float* logits;              // rank 0: [num_sampled, size * head.num_outputs]
-  volatile int64_t progress;  // layers done, for those who watch
+  float* logits;  // rank 0: [num_sampled, size * head.num_outputs]
 } shoal_step;
 
 // One rank's pass over a step; 0, or 1 when the group is broken. Ranks in a group pass together.
 SHOAL_API int shoal_forward(shoal_pool* pool, const shoal_decoder* decoder,
-                            const shoal_collectives* collectives, shoal_step* step);
+                            const shoal_collectives* collectives, const shoal_step* step);
 
 // --- sampling (sampling.cpp) ---------------------------------------------------------------------
 

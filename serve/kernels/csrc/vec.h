@@ -18,7 +18,7 @@
 #elif defined(SHOAL_ISA_EMULATED) || defined(SHOAL_ISA_EMULATED_AMX)
 #include "vec_emulated.h"
 #else
-#error "define SHOAL_ISA_AVX2, SHOAL_ISA_AVX512, SHOAL_ISA_AMX SHOAL_ISA_EMULATED or SHOAL_ISA_EMULATED_AMX"
+#error "define SHOAL_ISA_AVX2, SHOAL_ISA_AVX512, SHOAL_ISA_AMX, SHOAL_ISA_EMULATED or SHOAL_ISA_EMULATED_AMX"
 #endif
 
 namespace shoal {
@@ -50,9 +50,6 @@ inline Bf16 to_bf16(float value) {
 
 inline float to_float(float value) { return value; }
 inline float to_float(Bf16 value) { return from_bf16(value); }
-
-inline void set_activation(float value, float* out) { *out = value; }
-inline void set_activation(float value, Bf16* out) { *out = to_bf16(value); }
 
 // e^x within 2 units in the last place. 0 below -86.6, where a result would soon be subnormal;
 // infinity where it is too large.
