@@ -5,7 +5,8 @@ is a fixed part too), so scaling the last full step down or up by time is safe; 
 twofold a step, because attention makes late chunks of a long prompt dearer than early ones.
 
 Beside sequences that decode a second bound holds: what a prompt adds to a step is measured against
-a step without one, so that a long prompt slows the others down by a known factor and no more.
+a step without one, so that a long prompt slows the others down by a known factor and no more. Where
+prompts never pause, one step in 32 goes without them, to know what such a step takes by now.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 MIN_TOKENS = 16
 _MARGIN = 0.9
 _SMOOTHING = 0.2
+_DECODE_SMOOTHING = 0.5
+_MAX_STEPS_WITH_PROMPTS = 32
 
 
 class TokenBudget:
@@ -32,6 +35,7 @@ class TokenBudget:
         self._floor = min(MIN_TOKENS, max_tokens)
         self._decode_step_s = 0.0
         self._shortest_step_s = 0.0
+        self._num_steps_with_prompts = 0
         self.tokens = self._floor
         self.tokens_beside_decodes = self._floor
         self.tokens_per_s = 0.0
@@ -39,8 +43,11 @@ class TokenBudget:
     def prefill_tokens(self, num_decode_tokens: int) -> int:
         """Tokens left for prompts beside `num_decode_tokens`.
 
-        At least 16 where the hard limit has them, so that prompts go on under any decode load.
+        At least 16 where the hard limit has them, so that prompts go on under any decode load; none
+        in the one step of 32 that is measured without.
         """
+        if num_decode_tokens > 0 and self._num_steps_with_prompts >= _MAX_STEPS_WITH_PROMPTS:
+            return 0
         wanted = self.tokens - num_decode_tokens
         if num_decode_tokens > 0:
             wanted = min(wanted, self.tokens_beside_decodes)
@@ -49,15 +56,17 @@ class TokenBudget:
     def observe(self, num_tokens: int, *, num_decode_tokens: int, duration_s: float) -> None:
         """Learn from a step of `num_tokens`, of which `num_decode_tokens` could not be left out."""
         if duration_s > 0:
-            self.tokens_per_s = _smooth(self.tokens_per_s, num_tokens / duration_s)
+            self.tokens_per_s = _smooth(self.tokens_per_s, num_tokens / duration_s, _SMOOTHING)
             shortest_s = self._shortest_step_s or duration_s
             self._shortest_step_s = min(shortest_s, duration_s)
         num_prefill_tokens = num_tokens - num_decode_tokens
         if num_prefill_tokens == 0:
-            self._decode_step_s = _smooth(self._decode_step_s, duration_s)
+            self._decode_step_s = _smooth(self._decode_step_s, duration_s, _DECODE_SMOOTHING)
+            self._num_steps_with_prompts = 0
             return
         self._learn_length(num_tokens, duration_s)
         if num_decode_tokens > 0:
+            self._num_steps_with_prompts += 1
             self._learn_slowdown(num_prefill_tokens, duration_s)
 
     def _learn_length(self, num_tokens: int, duration_s: float) -> None:
@@ -81,5 +90,5 @@ class TokenBudget:
             self.tokens_beside_decodes = max(bounded, self._floor)
 
 
-def _smooth(known: float, new: float) -> float:
-    return known + _SMOOTHING * (new - known) if known else new
+def _smooth(known: float, new: float, share: float) -> float:
+    return known + share * (new - known) if known else new

@@ -251,6 +251,14 @@ def test_a_long_prompt_is_held_back_before_any_step_without_one_was_seen() -> No
     assert longest_s <= 2.25 * 0.058
 
 
+def test_prompts_get_more_when_decodes_themselves_became_slow() -> None:
+    budget = TokenBudget(4096, 1.0, max_slowdown=2.25)
+    _steps_beside_decodes(budget, decode_s=0.05, s_per_token=0.001)
+    for _ in range(5):
+        _steps_beside_decodes(budget, decode_s=0.1, s_per_token=0.001)
+    assert 80 < budget.tokens_beside_decodes <= 125
+
+
 def test_a_prompt_alone_is_not_held_back_by_decodes_of_the_past() -> None:
     budget = TokenBudget(512, 1.0, max_slowdown=2.25)
     _steps_beside_decodes(budget, decode_s=0.05, s_per_token=0.002)
