@@ -12,6 +12,7 @@ prompts never pause, one step in 32 goes without them, to know what such a step 
 from __future__ import annotations
 
 MIN_TOKENS = 16
+MIN_TOKENS_BESIDE_DECODES = 8
 _MARGIN = 0.9
 _SMOOTHING = 0.2
 _DECODE_SMOOTHING = 0.5
@@ -43,15 +44,15 @@ class TokenBudget:
     def prefill_tokens(self, num_decode_tokens: int) -> int:
         """Tokens left for prompts beside `num_decode_tokens`.
 
-        At least 16 where the hard limit has them, so that prompts go on under any decode load; none
-        in the one step of 32 that is measured without.
+        At least 8 where the hard limit has them, so that prompts go on under any decode load; none in
+        the one step of 32 that is measured without.
         """
         if num_decode_tokens > 0 and self._num_steps_with_prompts >= _MAX_STEPS_WITH_PROMPTS:
             return 0
-        wanted = self.tokens - num_decode_tokens
+        wanted = max(self.tokens - num_decode_tokens, MIN_TOKENS)
         if num_decode_tokens > 0:
             wanted = min(wanted, self.tokens_beside_decodes)
-        return max(min(max(wanted, MIN_TOKENS), self._max_tokens - num_decode_tokens), 0)
+        return max(min(wanted, self._max_tokens - num_decode_tokens), 0)
 
     def observe(self, num_tokens: int, *, num_decode_tokens: int, duration_s: float) -> None:
         """Learn from a step of `num_tokens`, of which `num_decode_tokens` could not be left out."""
@@ -87,7 +88,7 @@ class TokenBudget:
             target = int(_MARGIN * num_prefill_tokens * allowed_s / added_s)
         if added_s > allowed_s or num_prefill_tokens >= known:
             bounded = min(target, 2 * known, self._max_tokens)
-            self.tokens_beside_decodes = max(bounded, self._floor)
+            self.tokens_beside_decodes = max(bounded, MIN_TOKENS_BESIDE_DECODES)
 
 
 def _smooth(known: float, new: float, share: float) -> float:
