@@ -44,8 +44,8 @@ class TokenBudget:
     def prefill_tokens(self, num_decode_tokens: int) -> int:
         """Tokens left for prompts beside `num_decode_tokens`.
 
-        At least 8 where the hard limit has them, so that prompts go on under any decode load; none in
-        the one step of 32 that is measured without.
+        At least 8 where the hard limit has them, so that prompts go on under any decode load; none
+        in the one step of 32 that is measured without.
         """
         if num_decode_tokens > 0 and self._num_steps_with_prompts >= _MAX_STEPS_WITH_PROMPTS:
             return 0
