@@ -14,6 +14,7 @@ Four conversations use these structs::
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -180,6 +181,17 @@ class StepOutput(msgspec.Struct, frozen=True, array_like=True):
     token_ids: list[int]
     errors: dict[int, str] = {}
     logprobs: dict[int, TopLogprobs] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedOutput:
+    """The output of a step that is over, for those who ask a pending one for its result."""
+
+    output: StepOutput
+
+    def result(self) -> StepOutput:
+        """The output, at once."""
+        return self.output
 
 
 # --- the token stream -------------------------------------------------------------------------

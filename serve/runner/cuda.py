@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve.messages import StepInput, StepOutput
+from serve.messages import FinishedOutput, StepInput, StepOutput
 from serve.model.tensor_parallel import Collectives
 
 from .batch import Batch, SequenceTable
@@ -22,7 +22,7 @@ from .cuda_pass import CudaPass
 from .cuda_sampler import DeviceSampler, DeviceSamples
 from .cuda_tables import DeviceTables
 from .cuda_transfer import Download, upload
-from .model_runner import FinishedOutput, RunnerFacts
+from .model_runner import RunnerFacts
 from .sampling_table import SamplingTable
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serve.messages import StepInput, StepOutput
+from serve.messages import FinishedOutput, StepInput, StepOutput
 
 from .batch import Batch, SequenceTable
 from .sampling_table import SamplingTable
@@ -32,17 +32,6 @@ class ForwardPass(Protocol):
             CollectiveError: a rank is gone.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedOutput:
-    """A step's output that is there already."""
-
-    output: StepOutput
-
-    def result(self) -> StepOutput:
-        """The output."""
-        return self.output
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.messages import Chunk, NewSequence, StepInput, StepOutput, TopLogprobs
+from serve.messages import (
+    Chunk,
+    FinishedOutput,
+    NewSequence,
+    StepInput,
+    StepOutput,
+    TopLogprobs,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +36,6 @@ class Chosen:
 
 Choose = Callable[[NewSequence, list[int], np.ndarray | None], Chosen]
 """From a sequence's first appearance, all its tokens now and its mask, the next token."""
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedOutput:
-    """The output of a step that is over."""
-
-    output: StepOutput
-
-    def result(self) -> StepOutput:
-        """The output, at once."""
-        return self.output
 
 
 @dataclass(slots=True)

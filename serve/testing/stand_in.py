@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.messages import NewSequence, StepInput, StepOutput
+from serve.messages import FinishedOutput, NewSequence, StepInput, StepOutput
 from serve.seeds import uniform
-from serve.testing.slot_runner import FinishedOutput
 
 # In a byte-level vocabulary these are printable ASCII, with up to 32 special ids before the bytes.
 _FIRST_ID = 32

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from serve.engine.engine import Engine
-from serve.messages import NewSequence
+from serve.messages import FinishedOutput, NewSequence
 from serve.testing.drive import Receiver, generate_request, run
 from serve.testing.slot_runner import (
     Chosen,
-    FinishedOutput,
     SlotRunner,
     choose_by_hash,
     hash_tokens,

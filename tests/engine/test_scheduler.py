@@ -9,9 +9,9 @@ import pytest
 
 from serve.engine.budget import TokenBudget
 from serve.engine.engine import Engine
-from serve.messages import StepInput, StepOutput
+from serve.messages import FinishedOutput, StepInput, StepOutput
 from serve.testing.drive import Receiver, generate_request, run
-from serve.testing.slot_runner import FinishedOutput, SlotRunner, choose_by_hash
+from serve.testing.slot_runner import SlotRunner, choose_by_hash
 from serve.testing.stand_in import StandInRunner
 
 MakeEngine = Callable[..., Engine]

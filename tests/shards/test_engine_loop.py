@@ -8,13 +8,12 @@ import pytest
 
 from serve.engine.engine import Engine
 from serve.engine.settings import EngineSettings
-from serve.messages import Add, Drop, Load, StepInput, Summary, TokenDelta
+from serve.messages import Add, Drop, FinishedOutput, Load, StepInput, Summary, TokenDelta
 from serve.shards.control import ControlLink
 from serve.shards.engine_loop import EngineLoop
 from serve.shards.inbox import Inbox
 from serve.shards.streams import TokenStreams
 from serve.testing.drive import generate_request
-from serve.testing.slot_runner import FinishedOutput
 from serve.testing.stand_in import StandInRunner
 
 
