@@ -38,7 +38,7 @@ class Marker:
 
     def missing(self, folder: Path) -> list[str]:
         """Names of files that are not there in full."""
-        return [name for name, size in self.files.items() if _size(folder / name) != size]
+        return [name for name, size in self.files.items() if file_size(folder / name) != size]
 
     def write(self, folder: Path) -> None:
         """Put it into `folder`, by one rename, once everything is on the disk."""
@@ -58,7 +58,8 @@ class Marker:
                     (folder / name).unlink()
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
     try:
         return path.stat().st_size
     except OSError:

@@ -22,6 +22,7 @@ from pathlib import Path
 from cluster.errors import DownloadError
 
 from .hub import Hub, HubError, RemoteFile, Snapshot
+from .marker import file_size
 from .watcher import Watcher
 
 _PARTIAL = ".shoal-partial"
@@ -106,7 +107,7 @@ class Transfer:
     def _is_in_place(self, file: RemoteFile) -> bool:
         self._watcher.check()
         path = self._place_of(file)
-        if _size(path) == file.size and _has_digest(path, file):
+        if file_size(path) == file.size and _has_digest(path, file):
             return True
         path.unlink(missing_ok=True)
         return False
@@ -178,7 +179,9 @@ class Transfer:
 
     def _num_bytes(self, files: Sequence[RemoteFile]) -> int:
         """Bytes that have arrived."""
-        return sum(max(_size(self._part(file)), _size(self._place_of(file)), 0) for file in files)
+        return sum(
+            max(file_size(self._part(file)), file_size(self._place_of(file)), 0) for file in files
+        )
 
     def _part(self, file: RemoteFile) -> Path:
         return self._partial / file.digest
@@ -186,11 +189,11 @@ class Transfer:
     def _bring(self, file: RemoteFile) -> None:
         """One file, whatever it takes; runs in a thread."""
         num_failures = 0
-        while (size := _size(self._part(file))) != file.size:
+        while (size := file_size(self._part(file))) != file.size:
             try:
                 self._append(file)
             except HubError as exc:
-                num_failures = 1 if _size(self._part(file)) > size else num_failures + 1
+                num_failures = 1 if file_size(self._part(file)) > size else num_failures + 1
                 if not exc.is_temporary or num_failures >= self._pace.max_failures:
                     raise exc.error from exc
                 pause_s = self._pace.first_pause_s * 2 ** (num_failures - 1)
@@ -199,7 +202,7 @@ class Transfer:
             except OSError as exc:
                 if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                needed = file.size - max(_size(self._part(file)), 0)
+                needed = file.size - max(file_size(self._part(file)), 0)
                 raise self._no_space(needed, shutil.disk_usage(self._folder).free) from exc
             if self._is_stopped.is_set():
                 return
@@ -207,7 +210,7 @@ class Transfer:
 
     def _append(self, file: RemoteFile) -> None:
         """Write what one answer brings behind what is there."""
-        size = _size(self._part(file))
+        size = file_size(self._part(file))
         offset = size if 0 < size < file.size else 0
         with (
             self._hub.read(self._snapshot, file, offset=offset) as (is_rest, chunks),
@@ -245,10 +248,3 @@ def _has_digest(path: Path, file: RemoteFile) -> bool:
         while block := content.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest() == file.digest
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
