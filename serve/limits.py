@@ -12,6 +12,10 @@ from pathlib import Path
 
 import psutil
 
+# Share of a GPU that is left free of what a CUDA program can have: fragmentation, and whoever else
+# uses the card. The plan and the shard that takes the rest go by the same one.
+GPU_MARGIN = 0.08
+
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 

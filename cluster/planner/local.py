@@ -12,6 +12,7 @@ from pathlib import Path
 from serve.checkpoint import inspect_checkpoint
 from serve.config import HardwareConfig, ModelConfig, ShoalConfig
 from serve.errors import ConfigurationError
+from serve.limits import GPU_MARGIN
 
 from .alternatives import alternatives
 from .hardware import cpu_node
@@ -19,8 +20,6 @@ from .layouts import Demand
 from .machine import Machine
 from .memory import BYTES_PER_VALUE, GB
 
-# Share of a card that a shard may fill (serve.runner.cuda_loading).
-_CARD_SHARE = 0.92
 # A cache that is worth starting with; the engine takes what is free.
 _LEAST_KV_TOKENS = 2_048
 
@@ -85,7 +84,7 @@ def _check_gpus(config: ShoalConfig, hardware: HardwareConfig, machine: Machine)
             f" has {len(machine.gpus)}: lower `replicas` or `tensor_parallel`, serve fewer models,"
             " or compute on the CPU with `hardware: cpu`"
         )
-    room = _CARD_SHARE * min(gpu.memory_bytes for gpu in machine.gpus)
+    room = (1 - GPU_MARGIN) * min(gpu.memory_bytes for gpu in machine.gpus)
     for model in config.models:
         if model.stand_in is None and _least_bytes(model) / _num_shards(model) > room:
             raise ConfigurationError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from serve.catalog import ModelShape
 from serve.config import Dtype, EngineConfig
+from serve.limits import GPU_MARGIN
 
 GB = 1_000_000_000
 BYTES_PER_VALUE: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -17,8 +18,6 @@ BYTES_PER_VALUE: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 _CUDA_BYTES = 800_000_000
 # NCCL's channels and the buffers of our all-reduce, where there is more than one rank.
 _COLLECTIVES_BYTES = 400_000_000
-# Left free of what a CUDA program can have: fragmentation, and whoever else uses the card.
-_GPU_MARGIN = 0.08
 # One shard's process on a CPU: Python, torch, its thread pools.
 _SHARD_PROCESS_BYTES = 800_000_000
 # Beside the shards: Ray's own processes, the replica and two HTTP processes.
@@ -64,7 +63,7 @@ def gpu_memory(
     weights = shape.num_shard_params(size) * bytes_per_value
     activations = activation_bytes(shape, size=size, engine=engine, bytes_per_value=bytes_per_value)
     framework = _CUDA_BYTES + (_COLLECTIVES_BYTES if size > 1 else 0)
-    ours = round(usable_bytes * (1 - _GPU_MARGIN))
+    ours = round(usable_bytes * (1 - GPU_MARGIN))
     per_token = shape.kv_bytes_per_token(bytes_per_value=bytes_per_value, size=size)
     room = ours - weights - activations - framework
     tokens = _kv_tokens(room // per_token, engine)

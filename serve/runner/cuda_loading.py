@@ -18,6 +18,7 @@ from serve.attention.cuda import DeviceAttention, DeviceCache, cut_tiles
 from serve.catalog import ModelShape, num_shard_kv_heads
 from serve.errors import ConfigurationError
 from serve.kernels.device import DeviceKernels, DeviceKernelsChoice, Workspace, load_device_kernels
+from serve.limits import GPU_MARGIN
 from serve.model.cuda_qwen2 import CudaQwen2
 from serve.model.tensor_parallel import Collectives
 from serve.model.weights import load
@@ -27,12 +28,10 @@ from .cuda_pass import CudaPass
 from .cuda_sampler import DeviceSampler
 from .cuda_tables import DeviceTables
 from .model_runner import RunnerFacts
-from .plan import RunnerPlan
+from .plan import RunnerPlan, numbers_of_ranks
 
 logger = logging.getLogger("shoal.runner")
 
-# Share of a card that Shoal takes, as the plan does; the rest is for fragments and others.
-_CARD_SHARE = 0.92
 # What a captured graph takes beside its tensors: its nodes and their arguments.
 _GRAPH_BYTES = 16 << 20
 _CPU_KV_TOKENS = 16_384
@@ -254,7 +253,8 @@ def _num_blocks(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
     elif parts.device.type == "cuda":
         room = _room_bytes(plan, parts, token_budget)
         gc.collect()  # a pass and its graphs hold each other: give their memory to the real ones
-        num_blocks = _agree(max(room, 0) // parts.num_block_bytes, plan.collectives, parts.device)
+        mine = max(room, 0) // parts.num_block_bytes
+        num_blocks = min(numbers_of_ranks(mine, plan.collectives, device=parts.device))
     else:
         num_blocks = _CPU_KV_TOKENS // plan.block_size
     if num_blocks < 1:
@@ -290,13 +290,4 @@ def _room_bytes(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
     num_sizes = len(forward.graphs.sizes)
     num_sampling_bytes = _SAMPLING_COPIES * 4 * plan.shape.vocab_size * plan.max_running_sequences
     taken = num_graph_bytes + num_sizes * _GRAPH_BYTES + num_sampling_bytes
-    return int(free_bytes - (1 - _CARD_SHARE) * total_bytes - taken)
-
-
-def _agree(num_blocks: int, collectives: Collectives, device: torch.device) -> int:
-    """The smallest rank's number, on every rank (exact in float32 below 2**24)."""
-    if collectives.size == 1:
-        return num_blocks
-    mine = torch.zeros(collectives.size, device=device)
-    mine[collectives.rank] = num_blocks
-    return int(collectives.all_reduce(mine).min())
+    return int(free_bytes - GPU_MARGIN * total_bytes - taken)

@@ -78,12 +78,16 @@ class RunnerPlan:
         return num_tokens // self.block_size
 
 
-def numbers_of_ranks(number: int, collectives: Collectives) -> list[int]:
+def numbers_of_ranks(
+    number: int, collectives: Collectives, *, device: torch.device | None = None
+) -> list[int]:
     """What each rank gave as `number`, on every rank (exact in float32 below 2**24).
+
+    `device` is where the collectives' tensors are; None: the CPU.
 
     Raises:
         CollectiveError: another rank is gone.
     """
-    numbers = torch.zeros(collectives.size)
+    numbers = torch.zeros(collectives.size, device=device)
     numbers[collectives.rank] = number
     return [int(found) for found in collectives.all_reduce(numbers)]
