@@ -19,7 +19,8 @@ from serve.attention.cuda import DeviceAttention, DeviceStep
 from serve.catalog import ModelShape
 from serve.kernels.device import DecoderKernels
 
-from .linears import GateUpLinear, QKVLinear, RowLinear
+from .layer_weights import LayerWeights
+from .linears import RowLinear
 from .norm import RMSNorm
 from .rotary import rotary_angles
 from .tensor_parallel import Collectives
@@ -148,7 +149,7 @@ class CudaQwen2:
         return linear(normed, self._head.weight).float()
 
 
-class DeviceLayer:
+class DeviceLayer(LayerWeights):
     """Attention and FFN, each behind a norm and added to the residual stream."""
 
     def __init__(
@@ -160,29 +161,12 @@ class DeviceLayer:
         index: int,
         dtype: torch.dtype,
     ) -> None:
-        self._index = index
+        super().__init__(shape, collectives, index=index, dtype=dtype)
         self._collectives = collectives
         self._kernels = kernels
         self._head_dim = shape.head_dim
         self._eps = shape.rms_norm_eps
-        q_size = shape.num_heads * shape.head_dim
-        self._input_norm = RMSNorm(shape)
-        self._qkv = QKVLinear(shape, collectives, dtype=dtype)
-        self._output = RowLinear(q_size, shape.hidden, collectives=collectives, dtype=dtype)
-        self._ffn_norm = RMSNorm(shape)
-        self._gate_up = GateUpLinear(shape, collectives, dtype=dtype)
-        self._down = RowLinear(shape.ffn, shape.hidden, collectives=collectives, dtype=dtype)
         self._bias = self._qkv.bias
-
-    def cuts(self) -> Iterator[Cut]:
-        """This rank's part of the layer's tensors."""
-        prefix = f"model.layers.{self._index}"
-        yield from self._input_norm.cuts(f"{prefix}.input_layernorm")
-        yield from self._qkv.cuts(f"{prefix}.self_attn")
-        yield from self._output.cuts(f"{prefix}.self_attn.o_proj")
-        yield from self._ffn_norm.cuts(f"{prefix}.post_attention_layernorm")
-        yield from self._gate_up.cuts(f"{prefix}.mlp")
-        yield from self._down.cuts(f"{prefix}.mlp.down_proj")
 
     def finish(self) -> None:
         """The bias in the dtype of the weights, as cuBLAS adds it."""

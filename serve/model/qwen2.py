@@ -16,7 +16,7 @@ from serve.attention.protocol import StepAttention
 from serve.catalog import ModelShape
 from serve.kernels.elementwise import rotate, silu_and_multiply
 
-from .linears import GateUpLinear, QKVLinear, RowLinear
+from .layer_weights import LayerWeights
 from .norm import RMSNorm
 from .rotary import RotaryTable
 from .tensor_parallel import Collectives
@@ -81,30 +81,8 @@ class Qwen2Model:
         return self._head.logits(self._norm(hidden))
 
 
-class DecoderLayer:
+class DecoderLayer(LayerWeights):
     """Attention and FFN, each behind a norm and added to the residual stream."""
-
-    def __init__(
-        self, shape: ModelShape, collectives: Collectives, *, index: int, dtype: torch.dtype
-    ) -> None:
-        self._index = index
-        self._input_norm = RMSNorm(shape)
-        self._qkv = QKVLinear(shape, collectives, dtype=dtype)
-        q_size = shape.num_heads * shape.head_dim
-        self._output = RowLinear(q_size, shape.hidden, collectives=collectives, dtype=dtype)
-        self._ffn_norm = RMSNorm(shape)
-        self._gate_up = GateUpLinear(shape, collectives, dtype=dtype)
-        self._down = RowLinear(shape.ffn, shape.hidden, collectives=collectives, dtype=dtype)
-
-    def cuts(self) -> Iterator[Cut]:
-        """This rank's part of the layer's tensors."""
-        prefix = f"model.layers.{self._index}"
-        yield from self._input_norm.cuts(f"{prefix}.input_layernorm")
-        yield from self._qkv.cuts(f"{prefix}.self_attn")
-        yield from self._output.cuts(f"{prefix}.self_attn.o_proj")
-        yield from self._ffn_norm.cuts(f"{prefix}.post_attention_layernorm")
-        yield from self._gate_up.cuts(f"{prefix}.mlp")
-        yield from self._down.cuts(f"{prefix}.mlp.down_proj")
 
     def __call__(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, *, attention: StepAttention
