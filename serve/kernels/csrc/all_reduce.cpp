@@ -151,7 +151,7 @@ shoal_group* shoal_group_join(void* memory, int32_t rank, int32_t size, int64_t 
   group->num_slot_values = num_slot_values;
   group->stride = slot_stride(num_slot_values);
   group->timeout_ns = timeout_ms * 1000000;
-  group->num_spins = num_usable_cores() < size ? 0 : kNumSpins;
+  group->num_spins = shoal::num_usable_cores() < size ? 0 : kNumSpins;
   return group;
 }
 

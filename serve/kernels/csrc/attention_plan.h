@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "attention_tile.h"
+#include "pool.h"
 
 namespace shoal {
 
@@ -17,10 +18,6 @@ constexpr int64_t kUnitRows = 128;  // about: products of a unit outweigh loadin
 constexpr int64_t kMaxPartFloats = 4 << 20;
 
 static_assert(kSplitTokens % kTileTokens == 0, "tiles lie within a split");
-
-inline int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 
 struct Unit {
   const shoal_span* span;

@@ -16,6 +16,7 @@
 #include <climits>
 #include <cstdint>
 
+#include "pool.h"
 #include "shoal.h"
 
 namespace shoal::in_group {
@@ -47,8 +48,6 @@ struct alignas(kLine) Header {
   std::atomic<uint32_t> failure;  // reason and rank, set once
 };
 
-inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 inline int64_t slot_stride(int64_t num_slot_values) {
   return round_up(num_slot_values, kLine / static_cast<int64_t>(sizeof(float)));
 }
@@ -57,11 +56,6 @@ inline int64_t now_ns() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
-
-inline int num_usable_cores() {
-  cpu_set_t cores;
-  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
 }
 
 // Not the private futex: ranks are processes.

@@ -8,6 +8,12 @@
 
 namespace shoal {
 
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+int num_usable_cores();  // of this process; threads and ranks beyond them do not spin
+
 using TaskFunction = void (*)(void* context, int64_t index, int thread);
 
 // Runs task(context, index, thread) once for every index in [0, num_tasks) and returns when all are

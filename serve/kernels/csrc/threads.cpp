@@ -39,11 +39,6 @@ void wake_all(std::atomic<uint32_t>* word) {
           nullptr, 0);
 }
 
-int num_usable_cores() {
-  cpu_set_t cores;
-  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
-}
-
 }  // namespace
 
 struct shoal_pool {
@@ -147,6 +142,11 @@ void* run_member(void* argument) {
 
 namespace shoal {
 
+int num_usable_cores() {
+  cpu_set_t cores;
+  return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
+}
+
 void run_tasks(shoal_pool* pool, int64_t num_tasks, TaskFunction task, void* context) {
   if (pool->members.empty() || num_tasks == 1) {
     for (int64_t index = 0; index < num_tasks; ++index) task(context, index, 0);
@@ -179,7 +179,7 @@ extern "C" {
 
 shoal_pool* shoal_pool_new(int num_threads) {
   auto* pool = new shoal_pool;
-  if (num_threads > num_usable_cores()) pool->num_spins = 0;
+  if (num_threads > shoal::num_usable_cores()) pool->num_spins = 0;
   pool->members.resize(num_threads > 1 ? num_threads - 1 : 0);
   // Signals are for the threads that the program knows of.
   sigset_t all, before;
