@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 DEFAULT_REVISION = "main"
+_ELSEWHERE = "Give a folder on a larger volume; in the chart: weights.pvc.size."
 
 
 def download_weights(
@@ -68,7 +69,8 @@ def download_weights(
             )
             transfer = Transfer(
                 hub, snapshot, folder,
-                place=lambda file: folder / file.name, watcher=watcher, pace=pace,
+                place=lambda file: folder / file.name, elsewhere=_ELSEWHERE,
+                watcher=watcher, pace=pace,
             )  # fmt: skip
             _fetch(snapshot, folder, transfer)
             marker = Marker(repository, revision, snapshot.commit, snapshot.sizes())

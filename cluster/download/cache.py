@@ -18,8 +18,14 @@ from serve.errors import CheckpointError
 from .architecture import OnShape, check_architecture
 from .hub import UNWANTED, WANTED, Hub, RemoteFile, Snapshot
 from .lock import locked
+from .refusal import OFFLINE_HINT
 from .transfer import PATIENT, Pace, Transfer
 from .watcher import Watcher
+
+_ELSEWHERE = (
+    "HF_HOME names another place for what is fetched from a hub; `shoal download` fetches into a"
+    " folder that you name."
+)
 
 
 class HubCache:
@@ -54,13 +60,25 @@ class HubCache:
                 local_files_only=True,
             )
             inspect_checkpoint(Path(found))
-        except (LocalEntryNotFoundError, HFValidationError):
+        except (LocalEntryNotFoundError, HFValidationError) as exc:
+            if hub.is_offline:
+                raise self._not_here(f"{repository} at {revision} is not in") from exc
             return None
         except CheckpointError as exc:
             if hub.is_offline:
                 raise _unservable(repository, exc) from exc
             return None
-        return Path(found) if (Path(found) / "tokenizer.json").is_file() else None
+        if (Path(found) / "tokenizer.json").is_file():
+            return Path(found)
+        if hub.is_offline:
+            raise self._not_here(f"tokenizer.json of {repository} at {revision} is not in")
+        return None
+
+    def _not_here(self, what: str) -> DownloadError:
+        return DownloadError(
+            f"{what} {self.path}, and HF_HUB_OFFLINE is set",
+            hint=f"{OFFLINE_HINT} HF_HOME names another place where it may be.",
+        )
 
     def fetch(
         self,
@@ -91,7 +109,8 @@ class HubCache:
                 )
                 transfer = Transfer(
                     hub, snapshot, root,
-                    place=lambda file: blobs / file.digest, watcher=watcher, pace=pace,
+                    place=lambda file: blobs / file.digest, elsewhere=_ELSEWHERE,
+                    watcher=watcher, pace=pace,
                 )  # fmt: skip
                 transfer.run([file for file in snapshot.files if not file.is_weights])
                 check_architecture(repository, blobs / _config_of(snapshot).digest, on_shape)
@@ -104,7 +123,7 @@ class HubCache:
         except OSError as exc:
             raise DownloadError(
                 f"cannot use {root}: {exc.strerror or exc}",
-                hint="HF_HOME names another place for what is fetched from a hub.",
+                hint=_ELSEWHERE,
             ) from exc
 
 

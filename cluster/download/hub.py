@@ -1,10 +1,10 @@
 """A hub as far as weights need it: what a revision holds, and bytes from a file.
 
 `huggingface_hub` asks and says no (endpoint, login, gated repositories, offline mode): here its
-answers become a `Snapshot`, and its errors plain words. The one decision: the bytes themselves are
-read here. Its own download throws a part away when its process ends, and does not check digests.
-Only files that a model needs and that cannot run code are looked at: safetensors, JSON, the
-tokenizer's texts and the chat template.
+answers become a `Snapshot`; its errors become plain words in `refusal`. The one decision: the bytes
+themselves are read here. Its own download throws a part away when its process ends, and does not
+check digests. Only files that a model needs and that cannot run code are looked at: safetensors,
+JSON, the tokenizer's texts and the chat template.
 """
 
 from __future__ import annotations
@@ -17,25 +17,22 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from cluster.errors import DownloadError
+from serve.checkpoint import is_pickle
+
+from .refusal import OFFLINE_HINT, Asked, HubError, plain_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoSibling
 
 _WEIGHTS = "*.safetensors"
 WANTED = (_WEIGHTS, "*.json", "merges.txt", "vocab.txt", "*.jinja")
 UNWANTED = ("*/*", ".*")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _NEEDED = ("config.json", "tokenizer.json")
 _NEEDED_HINT = "Shoal serves repositories in the layout of transformers, with a fast tokenizer."
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CONNECT_TIMEOUT_S = 15.0
 _READ_TIMEOUT_S = 60.0
-_TOKEN_HINT = (
-    "Set HF_TOKEN to a token that may read it, or log in with `hf auth login`; in the chart: a"
-    " Secret named in auth.hfToken."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +61,6 @@ class Snapshot:
         return {file.name: file.size for file in self.files}
 
 
-class HubError(Exception):
-    """The hub refused; `status` is its HTTP status, 0 where it could not be reached."""
-
-    def __init__(self, error: DownloadError, *, status: int) -> None:
-        super().__init__(error.message)
-        self.error = error
-        self.status = status
-
-    @property
-    def is_temporary(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.status in (0, 408, 429) or self.status >= 500
-
-
 class Hub:
     """One hub, asked over HTTP with the user's token."""
 
@@ -104,13 +87,13 @@ class Hub:
         if self.is_offline:
             raise DownloadError(
                 f"{repository} at {revision} is not on this machine, and HF_HUB_OFFLINE is set",
-                hint="Unset HF_HUB_OFFLINE, or give a folder that has the files.",
+                hint=OFFLINE_HINT,
             )
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.endpoint, token=self._token or False)
         try:
-            with self._plain_errors(repository, revision):
+            with plain_errors(self._asked(repository, revision)):
                 info = api.model_info(
                     repository, revision=revision, files_metadata=True, timeout=_CONNECT_TIMEOUT_S
                 )
@@ -148,7 +131,7 @@ class Hub:
             headers["Range"] = f"bytes={offset}-"
         timeout = httpx2.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
         with (
-            self._plain_errors(snapshot.repository, snapshot.commit),
+            plain_errors(self._asked(snapshot.repository, snapshot.commit, file.name)),
             get_session().stream(
                 "GET", url, headers=headers, timeout=timeout, follow_redirects=True
             ) as response,
@@ -156,59 +139,8 @@ class Hub:
             hf_raise_for_status(response)
             yield response.status_code == 206, response.iter_raw()
 
-    @contextlib.contextmanager
-    def _plain_errors(self, repository: str, revision: str) -> Iterator[None]:
-        """Raise what `huggingface_hub` and its HTTP client raise as a `HubError`."""
-        import httpx2
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-        try:
-            yield
-        except HfHubHTTPError as exc:
-            error = self._refusal(repository, revision, exc)
-            raise HubError(error, status=exc.response.status_code) from exc
-        except HFValidationError as exc:
-            error = DownloadError(
-                f"{repository!r} is not the name of a repository: {exc}",
-                hint="It is written as Qwen/Qwen2.5-7B-Instruct; a folder must exist.",
-            )
-            raise HubError(error, status=400) from exc
-        except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as exc:
-            reason = str(exc) or type(exc).__name__
-            error = DownloadError(
-                f"cannot reach {self.endpoint}: {reason}",
-                hint="Look at the network, name a mirror in HF_ENDPOINT, or give a folder that has"
-                " the files (`shoal up --model FOLDER`). What has arrived is kept, and the next"
-                " start goes on from there.",
-            )
-            raise HubError(error, status=0) from exc
-
-    def _refusal(self, repository: str, revision: str, exc: HfHubHTTPError) -> DownloadError:
-        from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
-
-        status = exc.response.status_code
-        said = exc.server_message or exc.response.reason_phrase
-        if isinstance(exc, RevisionNotFoundError):
-            return DownloadError(f"{self.endpoint} has no revision {revision!r} of {repository}")
-        if isinstance(exc, GatedRepoError):
-            return DownloadError(
-                f"{repository} is gated: its owner wants terms accepted first"
-                f" (HTTP {status}: {said})",
-                hint=f"Accept them at {self.endpoint}/{repository}. {_TOKEN_HINT}",
-            )
-        if status in (401, 403):
-            what = "refuses this token" if self._token else "wants a token"
-            return DownloadError(
-                f"{self.endpoint} {what} for {repository}, or has no such repository"
-                f" (HTTP {status}: {said})",
-                hint=f"Look at the spelling. {_TOKEN_HINT}",
-            )
-        if status == 404:
-            return DownloadError(
-                f"{self.endpoint} has no {repository} (HTTP 404: {said})",
-                hint="Look at the spelling; a folder must exist to be meant.",
-            )
-        return DownloadError(f"{self.endpoint} answers HTTP {status} for {repository}: {said}")
+    def _asked(self, repository: str, revision: str, file: str = "") -> Asked:
+        return Asked(self.endpoint, bool(self._token), repository, revision, file)
 
 
 def is_wanted(name: str) -> bool:
@@ -223,7 +155,7 @@ def _parse(repository: str, info: ModelInfo) -> Snapshot:
     names = [entry.rfilename for entry in siblings]
     files = tuple(_parse_file(entry) for entry in siblings if is_wanted(entry.rfilename))
     if not any(file.is_weights for file in files):
-        pickles = [name for name in names if any(fnmatch(name, kind) for kind in _PICKLES)]
+        pickles = [name for name in names if is_pickle(name)]
         but = f": {pickles[0]} is a pickle, which can run code" if pickles else ""
         raise DownloadError(f"{repository} has no *.safetensors{but}")
     for name in _NEEDED:

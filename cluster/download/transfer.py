@@ -21,8 +21,9 @@ from pathlib import Path
 
 from cluster.errors import DownloadError
 
-from .hub import Hub, HubError, RemoteFile, Snapshot
+from .hub import Hub, RemoteFile, Snapshot
 from .marker import file_size
+from .refusal import CHANGED_HINT, HubError
 from .watcher import Watcher
 
 _PARTIAL = ".shoal-partial"
@@ -58,6 +59,7 @@ class Transfer:
         snapshot: what they are.
         folder: holds the parts, and the lock.
         place: where a file goes, on the same volume.
+        elsewhere: how the user gives another volume, for who has too small a one.
         watcher: is told, and asked whether to go on.
         pace: how patient it is.
     """
@@ -69,6 +71,7 @@ class Transfer:
         folder: Path,
         *,
         place: Callable[[RemoteFile], Path],
+        elsewhere: str,
         watcher: Watcher,
         pace: Pace,
     ) -> None:
@@ -77,6 +80,7 @@ class Transfer:
         self._folder = folder
         self._partial = folder / _PARTIAL
         self._place_of = place
+        self._elsewhere = elsewhere
         self._watcher = watcher
         self._pace = pace
         self._is_stopped = threading.Event()
@@ -121,9 +125,8 @@ class Transfer:
     def _no_space(self, needed: int, free: int) -> DownloadError:
         total = sum(file.size for file in self._snapshot.files)
         return DownloadError(
-            f"no space: {self._folder} needs {needed / _GB:.1f} GB more and has"
-            f" {free / _GB:.1f} GB free",
-            hint=f"The model takes {total / _GB:.1f} GB; in the chart: weights.pvc.size.",
+            f"no space: {self._folder} needs {_size(needed)} more and has {_size(free)} free",
+            hint=f"The model takes {_size(total)}. {self._elsewhere}",
         )
 
     def _start(
@@ -171,7 +174,7 @@ class Transfer:
             if pending and time.monotonic() > next_line:
                 next_line += self._pace.tell_period_s
                 speed = (now - first) / (time.monotonic() - began)
-                rest = f", {(total - now) / speed:.0f} s to go" if speed > 0 else ""
+                rest = f", {(total - now) / speed:.0f} s to go" if speed > 0 and now < total else ""
                 self._watcher.tell_rate(
                     f"{now / _GB:.2f} of {total / _GB:.2f} GB ({100 * now / max(total, 1):.0f} %),"
                     f" {speed / 1e6:.0f} MB/s{rest}"
@@ -197,7 +200,7 @@ class Transfer:
                 if not exc.is_temporary or num_failures >= self._pace.max_failures:
                     raise exc.error from exc
                 pause_s = self._pace.first_pause_s * 2 ** (num_failures - 1)
-                self._watcher.tell(f"{file.name}: {exc}; again in {pause_s:g} s")
+                self._watcher.tell(f"{exc}; again in {pause_s:g} s")
                 self._is_stopped.wait(pause_s)
             except OSError as exc:
                 if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -225,8 +228,11 @@ class Transfer:
             os.fsync(part.fileno())
             if part.tell() != file.size:
                 error = DownloadError(
-                    f"{file.name}: the hub sent {part.tell()} bytes of {file.size}"
+                    f"{file.name}: the hub sent {part.tell()} bytes of {file.size}",
+                    hint=CHANGED_HINT,
                 )
+                if part.tell() > file.size:
+                    raise error
                 raise HubError(error, status=0)
 
     def _place(self, file: RemoteFile) -> None:
@@ -234,7 +240,8 @@ class Transfer:
         if not _has_digest(part, file):
             part.unlink()
             raise DownloadError(
-                f"{file.name} arrived damaged (its digest is not {file.digest}) and is removed",
+                f"{file.name} arrived damaged, or was changed on the hub meanwhile: its digest is"
+                f" not {file.digest}. It was removed",
                 hint="Start the download again; if it stays so, look at the mirror or the volume.",
             )
         part.replace(self._place_of(file))
@@ -248,3 +255,7 @@ def _has_digest(path: Path, file: RemoteFile) -> bool:
         while block := content.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest() == file.digest
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / _GB:.1f} GB" if num_bytes >= _GB else f"{num_bytes / 1e6:.1f} MB"

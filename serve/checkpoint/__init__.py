@@ -26,6 +26,7 @@ __all__ = [
     "TensorLocation",
     "count_real_tokens",
     "inspect_checkpoint",
+    "is_pickle",
     "may_lead_to",
     "read_eos_token_ids",
     "tensor_shapes",
@@ -34,6 +35,7 @@ __all__ = [
 _CONFIG = "config.json"
 _SINGLE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_INDEX_BYTES = 1 << 25
 _MAX_TOKENIZER_BYTES = 1 << 27
@@ -94,6 +96,11 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         expected[f"{prefix}.input_layernorm.weight"] = (hidden,)
         expected[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
     return expected
+
+
+def is_pickle(name: str) -> bool:
+    """Whether a file of this name is, by custom, weights as a pickle: code that runs when read."""
+    return name.endswith(_PICKLE_SUFFIXES)
 
 
 def count_real_tokens(path: Path) -> int:
@@ -194,8 +201,7 @@ def _merge(
 
 def _no_weights(folder: ModelFolder) -> str:
     found = f"no {_SINGLE_FILE} and no {_INDEX}"
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl")
-                     for file in folder.path.glob(pattern))  # fmt: skip
+    pickles = sorted(file.name for file in folder.path.glob("*") if is_pickle(file.name))
     if pickles:
         found += f"; {shown(pickles[0])} is a pickle, which can run code: only safetensors are read"
     return found

@@ -166,8 +166,10 @@ def _replace_by_link(name: str, target: str) -> Callable[[Path], object]:
     return damage
 
 
-def _replace_by_pickle(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+@pytest.mark.parametrize("suffix", ["bin", "ckpt", "pkl", "pt", "pth"])
+def test_weights_that_are_only_a_pickle_are_refused_by_name(folder: Path, suffix: str):
+    (folder / WEIGHTS).rename(folder / f"weights.{suffix}")
+    assert f"weights.{suffix} is a pickle, which can run code" in _refusal(folder)
 
 
 def _truncate(folder: Path) -> None:
@@ -182,7 +184,6 @@ FILE_DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (_write("config.json", b"[" * 100_000), "config.json is not a JSON object"),
     (_write("config.json", b" " * (1 << 20) + b"{}"), "config.json must be <= 1048576 bytes"),
     (_remove(WEIGHTS), "no model.safetensors and no model.safetensors.index.json"),
-    (_replace_by_pickle, "pytorch_model.bin is a pickle, which can run code"),
     (_truncate, "model.safetensors is truncated: tensor"),
     (_write(WEIGHTS, b""), "model.safetensors is truncated or not safetensors"),
     (_write(WEIGHTS, b"\xff" * 64), "model.safetensors is truncated or not safetensors"),

@@ -37,6 +37,7 @@ class StandInHub:
     commits: dict[str, str] = field(default_factory=lambda: {"main": COMMIT})
     needs_token: bool = False
     refusal: tuple[int, str] | None = None  # status and code of every answer
+    file_refusals: dict[str, tuple[int, str]] = field(default_factory=dict)  # the same of a file
     sizes: dict[str, int] = field(default_factory=dict)  # what it claims, where that is not true
     has_ranges: bool = True
     cuts: list[int] = field(default_factory=list)  # the next answers for weights end after so many
@@ -107,7 +108,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"/api/models/{REPOSITORY}/tree/"):
             self._answer(200, json.dumps(self.hub.tree()).encode())
         elif path.startswith(f"/{REPOSITORY}/resolve/"):
-            self._resolve(path.rpartition("/")[2])
+            name = path.rpartition("/")[2]
+            if name in self.hub.file_refusals:
+                self._refuse(*self.hub.file_refusals[name])
+            else:
+                self._resolve(name)
         else:
             self._refuse(404, "RepoNotFound")
 

@@ -168,11 +168,15 @@ def test_file_that_changes_under_a_download_is_told_and_not_used(cache: Cache) -
     inspect_checkpoint(cache.fetch())
 
 
-@pytest.mark.parametrize("num_bytes", [-1000, 1000])
-def test_hub_that_lies_about_a_size_is_told(cache: Cache, num_bytes: int) -> None:
+@pytest.mark.parametrize(("num_bytes", "num_reads"), [(-1000, 1), (1000, 3)])
+def test_hub_that_lies_about_a_size_is_told_and_asked_again_only_for_more(
+    cache: Cache, num_bytes: int, num_reads: int
+) -> None:
     cache.hub.sizes[WEIGHTS] = len(cache.hub.files[WEIGHTS]) + num_bytes
-    with pytest.raises(DownloadError, match=f"{WEIGHTS}: the hub sent .* bytes of"):
+    with pytest.raises(DownloadError, match=f"{WEIGHTS}: the hub sent .* bytes of") as caught:
         cache.fetch()
+    assert "changed on the hub" in caught.value.hint
+    assert len(cache.hub.ranges(WEIGHTS)) == num_reads
     assert cache.find() is None
 
 
@@ -215,6 +219,24 @@ def test_offline_names_what_is_wrong_with_what_is_there(cache: Cache) -> None:
     with pytest.raises(DownloadError, match=r"cannot be served: .*model\.safetensors"):
         cache.find(is_offline=True)
     inspect_checkpoint(cache.fetch())
+
+
+def test_offline_names_the_cache_that_lacks_a_model_or_its_tokenizer(cache: Cache) -> None:
+    missing = f"{REPOSITORY} at main is not in {cache.path}, and HF_HUB_OFFLINE is set"
+    with pytest.raises(DownloadError, match=missing) as caught:
+        cache.find(is_offline=True)
+    assert "HF_HOME" in caught.value.hint
+    (cache.fetch() / "tokenizer.json").unlink()
+    with pytest.raises(DownloadError, match=f"tokenizer.json of {missing}"):
+        cache.find(is_offline=True)
+
+
+def test_volume_that_is_too_small_is_told_with_the_way_to_another(cache: Cache) -> None:
+    cache.hub.sizes[WEIGHTS] = 10**18
+    with pytest.raises(DownloadError, match=r"needs 1000000000\.0 GB more and has ") as caught:
+        cache.fetch()
+    assert "HF_HOME names another place" in caught.value.hint
+    assert cache.hub.ranges(WEIGHTS) == []
 
 
 def test_model_is_refused_by_its_small_files_before_its_large_ones(cache: Cache) -> None:

@@ -68,7 +68,9 @@ def test_hub_that_keeps_breaking_is_given_up_and_the_next_start_goes_on(
     download: Downloads,
 ) -> None:
     download.hub.cuts = [100_000, 0, 0, 0]
-    with pytest.raises(DownloadError, match=f"cannot reach {download.hub.address}"):
+    hub = download.hub
+    where = f"cannot reach {hub.storage_address}, where {hub.address} keeps {WEIGHTS}: "
+    with pytest.raises(DownloadError, match=where):
         download()
     assert Marker.read(download.folder) is None
     assert WEIGHTS not in download.names()

@@ -13,7 +13,7 @@ import pytest
 from cluster.download import Hub, Marker, Watcher, download_weights
 from cluster.errors import DownloadError
 
-from .conftest import REPOSITORY, WEIGHTS, Downloads
+from .conftest import COMMIT, REPOSITORY, WEIGHTS, Downloads
 
 
 def refusal(download: Downloads, revision: str = "main", **options: str) -> DownloadError:
@@ -40,18 +40,60 @@ def test_repository_that_wants_a_token(download: Downloads) -> None:
 
 def test_gated_repository(download: Downloads) -> None:
     download.hub.refusal = (403, "GatedRepo")
+    page = f"{download.hub.address}/{REPOSITORY}"
     error = refusal(download)
-    assert "is gated" in error.message
-    assert "Accept them" in error.hint
+    assert f"{REPOSITORY} is gated" in error.message
+    assert f"Accept them at {page} with your account. Set HF_TOKEN" in error.hint
+    assert "hf auth login" in error.hint
+    assert "with the account of this token" in refusal(download, token="hf_other").hint
 
 
 def test_revision_that_does_not_exist(download: Downloads) -> None:
-    assert f"has no revision 'v9' of {REPOSITORY}" in refusal(download, "v9").message
+    error = refusal(download, "v9")
+    assert f"has no revision 'v9' of {REPOSITORY} (HTTP 404" in error.message
+    assert "a branch, a tag or a whole commit" in error.hint
 
 
 def test_hub_that_is_broken(download: Downloads) -> None:
     download.hub.refusal = (503, "")
-    assert "answers HTTP 503" in refusal(download).message
+    error = refusal(download)
+    assert f"{download.hub.address} does not give {REPOSITORY} (HTTP 503" in error.message
+    assert "HF_ENDPOINT" in error.hint
+
+
+def test_hub_that_is_asked_too_often(download: Downloads) -> None:
+    download.hub.refusal = (429, "")
+    error = refusal(download)
+    assert "was asked too often" in error.message
+    assert "HF_TOKEN" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words", "hint"),
+    [
+        (
+            404,
+            "EntryNotFound",
+            "has no FILE, though HUB listed it",
+            "The revision may have changed",
+        ),
+        (404, "", "has no FILE, though HUB listed it", "The revision may have changed"),
+        (403, "", "HUB refuses FILE", "HF_TOKEN"),
+        (416, "", "FILE is shorter than it was said to be", "changed on the hub"),
+        (429, "", "was asked too often, now for FILE", "Wait some minutes"),
+        (500, "", "HUB does not give FILE", "Try again later"),
+    ],
+)
+def test_file_that_a_hub_does_not_give_is_named_and_not_the_repository_blamed(
+    download: Downloads, status: int, code: str, words: str, hint: str
+) -> None:
+    download.hub.file_refusals[WEIGHTS] = (status, code)
+    error = refusal(download)
+    file = f"{WEIGHTS} of {REPOSITORY} at {COMMIT[:12]}"
+    assert words.replace("FILE", file).replace("HUB", download.hub.address) in error.message
+    assert f"(HTTP {status}: " in error.message
+    assert hint in error.hint
+    assert WEIGHTS not in download.names()
 
 
 def test_address_that_is_no_hub(download: Downloads) -> None:
@@ -111,7 +153,7 @@ def test_volume_that_is_too_small_is_told_with_both_sizes(download: Downloads) -
     download.hub.sizes[WEIGHTS] = 10**18
     error = refusal(download)
     assert "needs 1000000000.0 GB more and has " in error.message
-    assert "weights.pvc.size" in error.hint
+    assert "Give a folder on a larger volume; in the chart: weights.pvc.size." in error.hint
     assert download.hub.ranges(WEIGHTS) == []
 
 
