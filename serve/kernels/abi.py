@@ -195,6 +195,7 @@ SIGNATURES: Mapping[str, tuple[type | None, list[type]]] = {
     ),
     "shoal_group_bytes": (c_int64, [c_int32, c_int64]),
     "shoal_group_join": (c_void_p, [_ADDRESS, c_int32, c_int32, c_int64, c_int64]),
+    "shoal_group_limit_silence": (None, [_ADDRESS, c_int64]),
     "shoal_group_leave": (None, [_ADDRESS]),
     "shoal_group_break": (None, [_ADDRESS, c_int32]),
     "shoal_group_failure": (c_int, [_ADDRESS, _ADDRESS]),

@@ -92,6 +92,10 @@ class NativeGroup:
         )
         return not failed
 
+    def limit_silence(self, timeout_s: float) -> None:
+        """Wait no longer than this for another rank, from the next wait on."""
+        self._functions.shoal_group_limit_silence(self._handle, round(timeout_s * 1000))
+
     def break_off(self, gone_rank: int) -> None:
         """Say that a rank is gone: every rank's collectives fail from now on."""
         self._functions.shoal_group_break(self._handle, gone_rank)

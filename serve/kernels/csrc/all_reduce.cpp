@@ -155,6 +155,10 @@ shoal_group* shoal_group_join(void* memory, int32_t rank, int32_t size, int64_t 
   return group;
 }
 
+void shoal_group_limit_silence(shoal_group* group, int64_t timeout_ms) {
+  group->timeout_ns = timeout_ms * 1000000;
+}
+
 void shoal_group_leave(shoal_group* group) { delete group; }
 
 void shoal_group_break(shoal_group* group, int32_t gone_rank) {

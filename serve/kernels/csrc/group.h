@@ -78,7 +78,7 @@ struct shoal_group {
   int32_t size;
   int64_t num_slot_values;
   int64_t stride;
-  int64_t timeout_ns;
+  std::atomic<int64_t> timeout_ns;
   int num_spins;
   uint32_t piece = 0;  // pieces begun before
 };
@@ -112,7 +112,7 @@ inline Seen look(uint32_t ticket, uint32_t target) {
 
 inline Seen sleep_until(shoal_group* group, int32_t rank, uint32_t target) {
   RankState& state = group->states[rank];
-  const int64_t deadline_ns = now_ns() + group->timeout_ns;
+  const int64_t deadline_ns = now_ns() + group->timeout_ns.load();
   Seen seen = Seen::kNothing;
   // The ticket is raised before sleepers are looked for: one of the two sides sees the other.
   state.num_sleepers.fetch_add(1);

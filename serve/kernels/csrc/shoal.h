@@ -128,6 +128,8 @@ SHOAL_API int64_t shoal_group_bytes(int32_t size, int64_t num_slot_values);
 // A rank that waits longer than timeout_ms for another one breaks the group.
 SHOAL_API shoal_group* shoal_group_join(void* memory, int32_t rank, int32_t size,
                                         int64_t num_slot_values, int64_t timeout_ms);
+// From this rank's next wait on it breaks the group after timeout_ms. From any thread.
+SHOAL_API void shoal_group_limit_silence(shoal_group* group, int64_t timeout_ms);
 SHOAL_API void shoal_group_leave(shoal_group* group);  // frees the handle, not the memory
 // Says that a rank is gone: every rank's waits end, now and for ever. From any thread.
 SHOAL_API void shoal_group_break(shoal_group* group, int32_t gone_rank);
