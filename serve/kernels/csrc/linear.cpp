@@ -20,7 +20,6 @@ namespace {
 constexpr int64_t kBlockRows = 96;    // their activations lie in the second cache
 constexpr int64_t kStripPanels = 8;   // whose sums are kept while inputs are taken chunk by chunk
 constexpr int64_t kChunkSteps = 256;  // 16 or 32 KiB of a panel: half of the first cache
-constexpr int64_t kAheadBytes = 4096;
 constexpr int64_t kTaskBytes = 1 << 17;  // of weights, at least: worth a thread's while
 constexpr int64_t kTasksPerThread = 16;  // at most: who is held up leaves the rest to others
 constexpr int64_t kInlineValues = 1 << 15;  // of activations, that one thread makes ready
@@ -182,8 +181,9 @@ class Product {
   void read_once(int64_t first_panel, int64_t num_panels, float* sums) {
     const int64_t num_rows = groups_.length(0);
     const int64_t end = num_steps();
-    const int64_t near_end = std::max<int64_t>(0, end - kAheadBytes / kStepBytes);
     const int64_t side_by_side = num_rows <= Tiles<Value>::kRowsOfTwoPanels ? 2 : 1;
+    const int64_t ahead_bytes = kAheadBytes[side_by_side - 1];
+    const int64_t near_end = std::max<int64_t>(0, end - ahead_bytes / kStepBytes);
     for (int64_t i = 0; i < num_panels; i += side_by_side) {
       const int64_t panel = first_panel + i;
       const int64_t num_taken = std::min(side_by_side, num_panels - i);
@@ -197,7 +197,7 @@ class Product {
       set_group(&tile, 0, 0);
       tile.panel = panel_at(panel, 0);
       tile.num_steps = near_end;
-      tile.ahead = panel_at(panel, 0) + kAheadBytes;
+      tile.ahead = panel_at(panel, 0) + ahead_bytes;
       multiply(tile);
       tile.is_first = false;
       set_group(&tile, 0, near_end);

@@ -17,6 +17,7 @@ struct Operand {
 
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;  // x 2 Vecs of sums, 2 of weights and 2 operands fill 16 registers
+constexpr int64_t kAheadBytes[] = {4096, 1024};  // of one panel, of each of two
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float x) { return _mm256_set1_ps(x); }

@@ -16,6 +16,7 @@ using Operand = __m512i;
 
 constexpr int kLanes = 16;
 constexpr int kTileRows = 12;  // x 2 Vecs of sums and 2 of weights, in 32 registers
+constexpr int64_t kAheadBytes[] = {4096, 4096};  // of one panel, of each of two
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec set1(float x) { return _mm512_set1_ps(x); }

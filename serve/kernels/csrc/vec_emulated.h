@@ -17,6 +17,7 @@ using Operand = Pairs;
 
 constexpr int kLanes = 16;
 constexpr int kTileRows = 6;  // fewer than AVX-512 has, so that it compiles in seconds
+constexpr int64_t kAheadBytes[] = {4096, 4096};  // of one panel, of each of two
 
 inline Vec set1(float x) { return Vec{} + x; }
 inline Vec zero() { return Vec{}; }
