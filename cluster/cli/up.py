@@ -207,9 +207,11 @@ class _Run:
         run = create_run(self.name)
         display = make_display(console)
         supervisor = Supervisor(run, self.deployment, listener=display, interrupts=interrupts)
+        ending = "Ending what was started."
         try:
             with display:
                 supervisor.start()
+            ending = "Ending. Running answers may finish; Ctrl-C ends them at once."
             if question is not None:
                 question.ask(console, self.deployment, interrupts)
             if not is_once and not interrupts.num_received:
@@ -218,7 +220,7 @@ class _Run:
         finally:
             try:
                 if not is_once:
-                    console.print("\nEnding. Running answers may finish; Ctrl-C ends them at once.")
+                    console.print(f"\n{ending}")
             finally:  # whoever read our output may have gone: end all the same
                 supervisor.stop()
         if not is_once:

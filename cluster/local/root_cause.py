@@ -45,7 +45,8 @@ def root_cause(serve_message: str, *, logs_path: Path) -> str:
     """The last exception in `serve_message`, else in the newest log with a traceback.
 
     Returns:
-        One exception as "Type: message", or `serve_message` where there is none anywhere.
+        One exception as "Type: message", of an error of ours the message alone, or `serve_message`
+        where there is none anywhere.
     """
     found = last_exception(serve_message)
     if found is not None:
@@ -70,8 +71,10 @@ def last_exception(text: str) -> str | None:
         match = _EXCEPTION_LINE.match(bare)
         if match and is_in_traceback:
             cause = _with_continuation(lines, index, bare[match.start(1) :])
-            is_ours = bare.startswith("serve.errors.")
-            candidates.append(cause if is_ours else cause + _raised_at(lines[:index]))
+            if bare.startswith("serve.errors."):  # its message is written for users
+                candidates.append(cause.partition(": ")[2] or cause)
+            else:
+                candidates.append(cause + _raised_at(lines[:index]))
             is_in_traceback = False
     own = [text for text in candidates if not _is_wrapping(text)]
     found = own or candidates

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.catalog import ModelShape, shape_for_length, tensor_parallel_problem
-from serve.checkpoint import inspect_checkpoint
+from serve.checkpoint import count_real_tokens, inspect_checkpoint, read_eos_token_ids
 from serve.errors import CheckpointError, ConfigurationError
 
 from .document import Document, KeyPath, Problem, render_path
@@ -133,14 +133,41 @@ def _check_model(
             " `path:` or by `shoal up --model FOLDER`, or a hub's `repository:`",
         )
         return
-    if not isinstance(folder, str):
-        return
+    if isinstance(folder, str):
+        yield from _check_folder(document, path, entry, needs_weights=needs_weights)
+
+
+def _check_folder(
+    document: Document, path: KeyPath, entry: dict[str, Any], *, needs_weights: bool
+) -> Iterator[Problem]:
+    folder = entry["path"]
     try:
         shape = inspect_checkpoint(Path(folder)).shape
     except CheckpointError as exc:
         yield _problem(document, (*path, "path"), exc.message)
         return
     yield from _check_shape(document, path, entry, shape)
+    if needs_weights:
+        yield from _check_tokenizer(document, path, Path(folder), shape)
+
+
+def _check_tokenizer(
+    document: Document, path: KeyPath, folder: Path, shape: ModelShape
+) -> Iterator[Problem]:
+    """What would otherwise be told only by a start that fails."""
+    try:
+        num_tokens = count_real_tokens(folder)
+        read_eos_token_ids(folder)
+    except CheckpointError as exc:
+        yield _problem(document, (*path, "path"), exc.message)
+        return
+    if num_tokens > shape.vocab_size:
+        yield _problem(
+            document,
+            (*path, "path"),
+            f"model folder {folder}: tokenizer.json has {num_tokens} ids, config.json's vocab_size"
+            f" is {shape.vocab_size}",
+        )
 
 
 def _check_shape(

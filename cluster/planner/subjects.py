@@ -1,7 +1,7 @@
 """Which model is meant: a preset, a folder, a config.json, or a published repository.
 
 Not the plan. The one decision: a model's shape is enough for all that is asked here, so weights are
-never needed; where a folder has them they are not looked at.
+never needed; but a folder that has some which cannot be served is refused, by their headers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cluster.plan import DEMO_MODEL_PATH, DEMO_PRESET, preset_names
 from cluster.plan.presets import read_preset
 from cluster.plan.shapes import published_configs, published_shape
 from serve.catalog import ModelShape
+from serve.checkpoint import inspect_checkpoint, is_pickle
 from serve.config import ModelConfig, ShoalConfig
 from serve.errors import CheckpointError, ConfigurationError
 
@@ -44,13 +45,15 @@ def find_subject(text: str) -> Subject:
 
     Raises:
         ConfigurationError: nothing of that name; the message says what there is.
-        CheckpointError: a config.json that we cannot run.
+        CheckpointError: a config.json that we cannot run, or a folder's weights.
     """
     if text in preset_names("models"):
         return _preset(text)
     path = Path(text).expanduser()
     if path.is_dir() or path.is_file():
-        return _from_files(path)
+        subject = _from_files(path)
+        _check_weights(path)
+        return subject
     shape = published_shape(text)
     if shape is not None:
         names = published_configs()
@@ -118,6 +121,17 @@ def _from_files(path: Path) -> Subject:
     )
 
 
+def _check_weights(path: Path) -> None:
+    """Nothing where `path` is a folder without weights, or is no folder."""
+    if not any(is_pickle(file.name) or ".safetensors" in file.name for file in path.glob("*")):
+        return
+    try:
+        inspect_checkpoint(path)
+    except CheckpointError as exc:
+        alone = path / "config.json"
+        raise CheckpointError(f"{exc.message}\nGive {alone} to leave the weights aside.") from exc
+
+
 def _published_tensors() -> list[ModelShape]:
     shapes = map(ModelShape.from_config, published_configs().values())
     return [_tensors(shape) for shape in shapes]
@@ -131,12 +145,14 @@ def _tensors(shape: ModelShape) -> ModelShape:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{file} must have at most {_MAX_CONFIG_BYTES:,} bytes")
+            raise CheckpointError(
+                f"{file} is no config.json: it has more than {_MAX_CONFIG_BYTES:,} bytes"
+            )
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as exc:
         raise CheckpointError(f"{file} cannot be read: {exc.strerror}") from exc
     except ValueError as exc:
-        raise CheckpointError(f"{file} is not JSON: {exc}") from exc
+        raise CheckpointError(f"{file} is no config.json, for it is not JSON: {exc}") from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold a JSON object")
     return config

@@ -10,7 +10,7 @@ are refused, and every problem is reported at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve.catalog import ModelShape
@@ -63,15 +63,20 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
             or the tensor's name.
     """
     folder = ModelFolder(path)
+    if folder.path.is_file():
+        raise CheckpointError(
+            f"model folder {path} is a file: give the folder with config.json, tokenizer.json and"
+            " *.safetensors"
+        )
     if not folder.path.is_dir():
         raise CheckpointError(f"model folder {path} does not exist or is not a folder")
     shape = _read_shape(folder)
-    tensors, files = _locate_tensors(folder)
-    if shape is not None and files:
-        folder.problems.extend(_mismatches(shape, tensors))
+    found = _locate_tensors(folder)
+    if shape is not None and found.files:
+        folder.problems.extend(_mismatches(shape, found))
     if folder.problems or shape is None:
         raise _refusal(path, folder.problems)
-    return Checkpoint(folder.path, shape, tensors, files)
+    return Checkpoint(folder.path, shape, found.tensors, found.files)
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -157,46 +162,54 @@ def _read_shape(folder: ModelFolder) -> ModelShape | None:
         return None
 
 
-def _locate_tensors(folder: ModelFolder) -> tuple[dict[str, TensorLocation], dict[str, FileState]]:
-    """Every tensor by name, and the state of every file that holds one."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Every tensor by name, every file that holds one, and the names that are refused already."""
+
+    tensors: dict[str, TensorLocation] = field(default_factory=dict)
+    files: dict[str, FileState] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+
+
+def _locate_tensors(folder: ModelFolder) -> _Found:
     if folder.has(_SINGLE_FILE):
         return _merge(folder, {_SINGLE_FILE: read_header(folder, _SINGLE_FILE)}, None)
     if not folder.has(_INDEX):
         folder.problems.append(_no_weights(folder))
-        return {}, {}
+        return _Found()
     index = folder.read_json(_INDEX, max_bytes=_MAX_INDEX_BYTES)
     if index is None:
-        return {}, {}
+        return _Found()
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(file, str) for file in weight_map.values()
     ):
         folder.problems.append(f"{_INDEX}: weight_map must map tensor names to file names")
-        return {}, {}
+        return _Found()
     headers = {file: read_header(folder, file) for file in sorted(set(weight_map.values()))}
     return _merge(folder, headers, weight_map)
 
 
 def _merge(
     folder: ModelFolder, headers: Mapping[str, Header | None], weight_map: Mapping[str, str] | None
-) -> tuple[dict[str, TensorLocation], dict[str, FileState]]:
+) -> _Found:
     """The headers as one; a tensor that lies in two files is a problem: which is meant?"""
-    tensors: dict[str, TensorLocation] = {}
-    states = {}
+    found = _Found()
     for file, header in headers.items():
         if header is None:
             continue
-        states[file] = header.state
+        found.files[file] = header.state
+        found.refused.update(header.refused)
         for name, place in header.tensors.items():
             holder = file if weight_map is None else weight_map.get(name)
             if holder == file:
-                tensors[name] = place
+                found.tensors[name] = place
             elif holder is not None:
                 folder.problems.append(
                     f"{file} has tensor {shown(name)} too, which the index places in"
                     f" {shown(holder)}"
                 )
-    return tensors, states
+    return found
 
 
 def _no_weights(folder: ModelFolder) -> str:
@@ -207,10 +220,12 @@ def _no_weights(folder: ModelFolder) -> str:
     return found
 
 
-def _mismatches(shape: ModelShape, tensors: Mapping[str, TensorLocation]) -> list[str]:
+def _mismatches(shape: ModelShape, found: _Found) -> list[str]:
     problems = []
     for name, expected in tensor_shapes(shape).items():
-        place = tensors.get(name)
+        place = found.tensors.get(name)
+        if name in found.refused:
+            continue
         if place is None:
             problems.append(f"tensor {name} is missing")
         elif place.shape != expected:

@@ -20,6 +20,8 @@ BYTES_PER_VALUE = {"F32": 4, "BF16": 2, "F16": 2}
 _MAX_HEADER_BYTES = 1 << 24
 _LENGTH_BYTES = 8
 _MAX_DIMS = 8
+_POINTER_START = b"version "  # a header of 2.3 * 10**18 bytes, were it safetensors
+_POINTER_HINT = "`git lfs pull` in the repository brings it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,14 @@ class FileState:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's tensors by name, and the file as it was when they were read."""
+    """A file's tensors by name, and the file as it was when they were read.
+
+    `refused` are the names of tensors that it describes and that cannot be read.
+    """
 
     state: FileState
     tensors: Mapping[str, TensorLocation]
+    refused: frozenset[str]
 
 
 def read_header(folder: ModelFolder, name: str) -> Header | None:
@@ -68,7 +74,11 @@ def read_header(folder: ModelFolder, name: str) -> Header | None:
     try:
         with path.open("rb") as file:
             state = FileState.of(os.fstat(file.fileno()))
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            start = file.read(_LENGTH_BYTES)
+            if start == _POINTER_START:
+                problems.append(f"{name} is a pointer of Git LFS, not the file: {_POINTER_HINT}")
+                return None
+            length = int.from_bytes(start, "little")
             if state.num_bytes < _LENGTH_BYTES or length > state.num_bytes - _LENGTH_BYTES:
                 problems.append(
                     f"{name} is truncated or not safetensors: its header should have"
@@ -91,7 +101,8 @@ def read_header(folder: ModelFolder, name: str) -> Header | None:
         problems.append(f"{name}: the header is not a JSON object")
         return None
     entries.pop("__metadata__", None)
-    return Header(state, _parse(name, entries, _LENGTH_BYTES + length, state.num_bytes, problems))
+    tensors = _parse(name, entries, _LENGTH_BYTES + length, state.num_bytes, problems)
+    return Header(state, tensors, frozenset(entries.keys() - tensors.keys()))
 
 
 def _parse(

@@ -395,10 +395,21 @@ def test_every_problem_is_listed_at_once(folder: Path):
         assert name in message
 
 
-@pytest.mark.parametrize("name", ["absent", "file"])
-def test_what_is_no_folder_is_refused(tmp_path: Path, name: str):
+def test_what_is_no_folder_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    assert "does not exist or is not a folder" in _refusal(tmp_path / name)
+    assert "does not exist or is not a folder" in _refusal(tmp_path / "absent")
+    assert "file is a file: give the folder with config.json" in _refusal(tmp_path / "file")
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(folder: Path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1000\n"
+    (folder / WEIGHTS).write_bytes(pointer)
+    assert "model.safetensors is a pointer of Git LFS, not the file" in _refusal(folder)
+
+
+def test_a_tensor_that_cannot_be_read_is_not_called_missing_too(folder: Path):
+    _edit_header(folder, _set("dtype", "I8"))
+    assert "missing" not in _refusal(folder)
 
 
 def test_real_tokens_are_the_largest_id_of_vocabulary_and_added_tokens_plus_one(tmp_path: Path):

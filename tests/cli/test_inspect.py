@@ -86,6 +86,25 @@ def test_accelerate_agrees_on_an_unknown_shape(odd_config: Path) -> None:
     assert "accelerate counts the same, part by part" in result.stdout
 
 
+def test_folder_is_refused_for_weights_that_cannot_be_served_and_its_config_alone_is_not(
+    odd_config: Path,
+) -> None:
+    (odd_config.parent / "model.safetensors").write_bytes(b"")
+    result = inspect(str(odd_config.parent))
+    assert isinstance(result.exception, UsageError)
+    assert "model.safetensors is truncated or not safetensors" in result.exception.message
+    assert f"Give {odd_config} to leave the weights aside" in result.exception.message
+    assert inspect(str(odd_config), "--no-verify").exit_code == 0
+
+
+def test_weights_are_no_model_by_themselves(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(2 << 20))
+    result = inspect(str(path))
+    assert isinstance(result.exception, UsageError)
+    assert "model.safetensors is no config.json" in result.exception.message
+
+
 def test_unknown_name_is_refused_with_what_there_is() -> None:
     result = inspect("qwen3-7b")
     assert isinstance(result.exception, UsageError)

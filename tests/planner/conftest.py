@@ -26,6 +26,8 @@ SMALL: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+TOKENIZER: dict[str, Any] = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 99}, "merges": []}}
+
 MakeModel = Callable[..., Path]
 
 
@@ -57,7 +59,7 @@ def make_model(tmp_path: Path) -> MakeModel:
         with (folder / "model.safetensors").open("wb") as file:
             file.write(start)
             file.truncate(len(start) + offset)  # sparse: a large model takes no disk
-        (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
         return folder
 
     return make

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,30 @@ def test_missing_tensor_is_named(tmp_path: Path, make_model: MakeModel) -> None:
     folder = make_model(drop="model.norm.weight")
     path = write(tmp_path, f"models:\n  - path: {folder}\n")
     assert "model.norm.weight" in "\n".join(problems(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "tokenizer.json is missing"),
+        (lambda path: path.write_text("{"), "tokenizer.json is not a JSON object"),
+        (lambda path: path.write_text("{}"), "tokenizer.json has no vocabulary"),
+        (
+            lambda path: path.write_text('{"model": {"vocab": {"a": 128}}}'),
+            "tokenizer.json has 129 ids, config.json's vocab_size is 128",
+        ),
+    ],
+)
+def test_tokenizer_that_cannot_serve_is_told_before_a_start_and_not_asked_for_by_a_plan(
+    tmp_path: Path, make_model: MakeModel, change: Callable[[Path], object], message: str
+) -> None:
+    folder = make_model()
+    change(folder / "tokenizer.json")
+    path = write(tmp_path, f"models:\n  - path: {folder}\n")
+    (found,) = problems(path)
+    assert found.startswith(f"{path}:2: models[0].path: model folder {folder}: ")
+    assert message in found
+    assert load_config(path, needs_weights=False).models[0].path == folder
 
 
 def test_options_come_before_the_file_and_are_named_as_such(
