@@ -48,8 +48,11 @@ def draw_from_best(scores: Tensor, drawing: Drawing) -> tuple[Tensor, Tensor]:
     total = torch.where(num_kept <= num_best, last, total)
     target = drawing.numbers.unsqueeze(1) * total
     place = torch.searchsorted(cumulative, target, right=True).minimum(num_kept - 1)
-    is_uncut = (top_k == 0) & (drawing.top_p.unsqueeze(1) >= 1.0) & (min_p <= 0.0)
+    is_cut = drawing.top_p.unsqueeze(1) < 1.0
+    is_uncut = (top_k == 0) & ~is_cut & (min_p <= 0.0)
     is_settled = (place < num_found) & ((num_kept <= num_found) | is_uncut)
+    # top_p is a share of what top_k keeps, which is not known where that is more than the best.
+    is_settled &= ~(is_cut & (top_k > num_best)) | (num_best == scores.shape[1])
     is_settled |= drawing.temperatures.unsqueeze(1) < MIN_TEMPERATURE
     return ids.gather(1, place.clamp(max=num_best - 1)).squeeze(1), is_settled.squeeze(1)
 

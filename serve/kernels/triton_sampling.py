@@ -20,6 +20,9 @@ from .device import Drawing, Rules
 from .device_draw import MIN_TEMPERATURE, draw_from_best
 
 _BLOCK = 1024
+# A row's draw passes over it some fifty times in one program: many loads at once.
+_DRAW_BLOCK = 4096
+_DRAW_WARPS = 16
 
 
 @triton.jit
@@ -247,8 +250,8 @@ def draw(scores: Tensor, drawing: Drawing) -> Tensor:
         drawing.numbers,
         drawn,
         scores.shape[1],
-        BLOCK=_BLOCK,
-        num_warps=8,
+        BLOCK=_DRAW_BLOCK,
+        num_warps=_DRAW_WARPS,
         enable_fp_fusion=True,
     )
     return drawn

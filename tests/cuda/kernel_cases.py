@@ -283,6 +283,13 @@ def test_draws_agree(columns: dict[str, float], is_rounded: bool) -> None:
     assert found.tolist() == wanted.tolist()
 
 
+@pytest.mark.parametrize("top_k", [20, 300, 1000, 5000])
+def test_top_p_is_a_share_of_what_top_k_keeps(top_k: int) -> None:
+    """Of a flat row, where the best scores are a small part of the weight that top_k keeps."""
+    scores, drawing = _random(4, 1500) * 0.3, _drawing(4, top_k=top_k, top_p=0.2)
+    assert triton_sampling.draw(scores, drawing).equal(device_torch.draw(scores, drawing))
+
+
 def test_some_draws_are_settled_by_the_best_and_some_are_not() -> None:
     scores = _random(8, 700) * 2
     settled = draw_from_best(scores, _drawing(8, top_k=20))[1]
