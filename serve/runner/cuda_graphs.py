@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+ALIGNED = 4  # int32 values in 16 bytes
+
 Decode = Callable[[Tensor], Tensor | None]
 """From int32 [3, batch] (slots, positions, tokens or -1) to logits on rank 0."""
 
@@ -46,9 +48,11 @@ class DecodeGraphs:
         self._sizes = batch_sizes(max_rows)
         self._scratch_slot = scratch_slot
         self._is_captured = is_captured
-        self._inputs = torch.zeros(3 * max_rows, dtype=torch.int32, device=device)
+        # Each row of numbers starts at 16 bytes in every batch size: Triton compiles kernels once.
+        num_columns = -(-max_rows // ALIGNED) * ALIGNED
+        self._inputs = torch.zeros(3, num_columns, dtype=torch.int32, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._logits: dict[int, Tensor | None] = {}
+        self._logits: Tensor | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -58,7 +62,7 @@ class DecodeGraphs:
     def inputs(self, num_rows: int) -> Tensor:
         """Where `num_rows` rows of inputs belong, int32 [3, batch size]; see `Decode`."""
         size = next(size for size in self._sizes if size >= num_rows)
-        return self._inputs[: 3 * size].view(3, size)
+        return self._inputs[:, :size]
 
     def padding(self, num_rows: int) -> tuple[int, int]:
         """How many rows fill up a batch of `num_rows`, and whose they are."""
@@ -70,26 +74,32 @@ class DecodeGraphs:
             self._decode(self._scratch_inputs(size))
 
     def capture(self) -> None:
-        """Record every batch size, the largest first: the others live in its memory."""
+        """Record every batch size, the largest first: the others live in its memory.
+
+        All leave their logits in one tensor: a graph's own would be kept for as long as it is.
+        """
         if not self._is_captured:
             return
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             inputs = self._scratch_inputs(size)
-            self._decode(inputs)
+            logits = self._decode(inputs)
+            if self._logits is None and logits is not None:
+                self._logits = torch.empty_like(logits)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 logits = self._decode(inputs)
-            self._graphs[size], self._logits[size] = graph, logits
+                if self._logits is not None and logits is not None:
+                    self._logits[:size].copy_(logits)
+            self._graphs[size] = graph
 
     def run(self, num_rows: int) -> Tensor | None:
         """Logits of the first `num_rows` rows of the inputs, valid until the next step."""
         inputs = self.inputs(num_rows)
         if self._is_captured:
-            size = inputs.shape[1]
-            self._graphs[size].replay()
-            logits = self._logits[size]
+            self._graphs[inputs.shape[1]].replay()
+            logits = self._logits
         else:
             logits = self._decode(inputs)
         return None if logits is None else logits[:num_rows]

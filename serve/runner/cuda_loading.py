@@ -11,10 +11,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from serve.attention.cuda import DeviceAttention, DeviceCache, cut_tiles
+from serve.attention.cuda import DeviceAttention, DeviceCache
 from serve.catalog import ModelShape, num_shard_kv_heads
 from serve.errors import ConfigurationError
 from serve.kernels.device import DeviceKernels, DeviceKernelsChoice, Workspace, load_device_kernels
@@ -27,6 +26,7 @@ from .cuda import CudaRunner
 from .cuda_pass import CudaPass
 from .cuda_sampler import DeviceSampler
 from .cuda_tables import DeviceTables
+from .cuda_warm_up import explained, warm_up
 from .model_runner import RunnerFacts
 from .plan import RunnerPlan, numbers_of_ranks
 
@@ -35,8 +35,8 @@ logger = logging.getLogger("shoal.runner")
 # What a captured graph takes beside its tensors: its nodes and their arguments.
 _GRAPH_BYTES = 16 << 20
 _CPU_KV_TOKENS = 16_384
-# Copies of a batch's logits, in float32, that sampling makes at its worst.
-_SAMPLING_COPIES = 8
+# A batch's logits in float32: the graphs' own, and copies that sampling makes at its worst.
+_LOGITS_COPIES = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,9 @@ def make_model(
     Raises:
         ConfigurationError: its memory does not hold the weights.
     """
+    # cuBLAS would add parts of a long sum in the narrow type: the reference never does.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     try:
         return CudaQwen2(
             shape,
@@ -130,17 +133,20 @@ def make_runner(
     """A runner over `model`, which is loaded: measures, takes the KV cache, captures graphs.
 
     Raises:
-        ConfigurationError: not even one block fits.
+        ConfigurationError: not even one block fits, or no room is left for steps or graphs.
     """
     has_graphs = options.has_graphs
     if has_graphs is None:
         has_graphs = options.device.type == "cuda" and kernels.name == "triton"
+    most_sequences = f"engine.max_running_sequences ({plan.max_running_sequences})"
     parts = _Parts(plan, model, kernels, options.device)
-    num_blocks = _num_blocks(plan, parts, options.token_budget)
+    num_blocks = _num_blocks(plan, parts, options)
     tables, forward = parts.make(num_blocks, has_graphs=has_graphs)
-    forward.graphs.warm_up()
-    forward.warm_up()
-    forward.graphs.capture()
+    warm_up(
+        forward, options.device, token_budget=options.token_budget, max_model_len=plan.max_model_len
+    )
+    with explained("capturing CUDA graphs", most_sequences):
+        forward.graphs.capture()
     sampling = plan.make_sampling()
     sampler = DeviceSampler(
         kernels.sampling,
@@ -150,7 +156,8 @@ def make_runner(
         device=options.device,
     )
     if plan.collectives.rank == 0:
-        sampler.warm_up(plan.shape.vocab_size)
+        with explained("sampling", f"engine.max_running_sequences ({plan.max_running_sequences})"):
+            sampler.warm_up(plan.shape.vocab_size)
     logger.info("kernels: %s, CUDA graphs: %s", kernels.name, "on" if has_graphs else "off")
     return CudaRunner(
         forward,
@@ -246,12 +253,12 @@ class _Parts:
         return tables, forward
 
 
-def _num_blocks(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
+def _num_blocks(plan: RunnerPlan, parts: _Parts, options: DeviceOptions) -> int:
     """Blocks of the KV cache, the same on every rank."""
     if plan.kv_cache_tokens is not None:
         num_blocks = plan.kv_cache_tokens // plan.block_size
     elif parts.device.type == "cuda":
-        room = _room_bytes(plan, parts, token_budget)
+        room = _room_bytes(plan, parts, options)
         gc.collect()  # a pass and its graphs hold each other: give their memory to the real ones
         mine = max(room, 0) // parts.num_block_bytes
         num_blocks = min(numbers_of_ranks(mine, plan.collectives, device=parts.device))
@@ -262,32 +269,19 @@ def _num_blocks(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
             "the KV cache must hold at least one block"
             f" ({plan.block_size} tokens, {parts.num_block_bytes / 1e6:.1f} MB), and the GPU has"
             " no memory left for it beside the weights: use a larger tensor_parallel, a smaller"
-            " model, or a lower engine.max_running_sequences"
+            " model, or a lower engine.max_running_sequences or engine.token_budget"
         )
     return num_blocks
 
 
-def _room_bytes(plan: RunnerPlan, parts: _Parts, token_budget: int) -> int:
+def _room_bytes(plan: RunnerPlan, parts: _Parts, options: DeviceOptions) -> int:
     """Memory left for the KV cache once the largest steps have run over a cache of one block."""
-    tables, forward = parts.make(1, has_graphs=False)
-    torch.cuda.reset_peak_memory_stats()
-    num_bytes_before = torch.cuda.memory_allocated()
-    forward.graphs.warm_up()
-    num_graph_bytes = torch.cuda.max_memory_allocated() - num_bytes_before
-    num_tokens = min(token_budget, plan.max_model_len)
-    # Every position of the scratch slot lies in its one block.
-    rows = np.zeros((3, num_tokens), np.int32)
-    rows[0], rows[1] = tables.scratch_slot, np.arange(num_tokens)
-    tiles = cut_tiles(
-        np.zeros(1, np.int64),
-        np.array([num_tokens]),
-        np.zeros(1, np.int64),
-        np.array([tables.scratch_slot], np.int32),
+    _, forward = parts.make(1, has_graphs=False)
+    num_graph_bytes = warm_up(
+        forward, options.device, token_budget=options.token_budget, max_model_len=plan.max_model_len
     )
-    forward.prefill(rows, tiles, np.array([num_tokens - 1]))
-    torch.cuda.synchronize()
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     num_sizes = len(forward.graphs.sizes)
-    num_sampling_bytes = _SAMPLING_COPIES * 4 * plan.shape.vocab_size * plan.max_running_sequences
-    taken = num_graph_bytes + num_sizes * _GRAPH_BYTES + num_sampling_bytes
+    num_logits_bytes = _LOGITS_COPIES * 4 * plan.shape.vocab_size * plan.max_running_sequences
+    taken = num_graph_bytes + num_sizes * _GRAPH_BYTES + num_logits_bytes
     return int(free_bytes - GPU_MARGIN * total_bytes - taken)

@@ -15,11 +15,10 @@ from serve.kernels.device import Places
 from serve.model.cuda_qwen2 import CudaQwen2
 
 from .batch import Batch
-from .cuda_graphs import DecodeGraphs
+from .cuda_graphs import ALIGNED, DecodeGraphs
 from .cuda_tables import DeviceTables
 from .cuda_transfer import upload
 
-_ALIGNED = 4  # int32 values in 16 bytes
 _OWN = -1  # in the place of a token: what was sampled last for the row's slot
 
 
@@ -87,11 +86,19 @@ class CudaPass:
         """One step of prompts alone: rows alike, tiles as `cut_tiles` makes them."""
         return self._eager(rows, tiles, sampled, num_decodes=0)
 
-    def warm_up(self) -> None:
-        """Compute a short prompt of the scratch slot, so that what compiles has compiled."""
+    def warm_up(self, num_tokens: int, max_model_len: int) -> None:
+        """Compute prompts of the scratch slot, of so many tokens together.
+
+        What compiles has compiled then, and no step of as many tokens takes more memory.
+        """
         slot = self._tables.scratch_slot
-        rows = np.array([[slot, slot], [0, 1], [0, 0]], np.int32)
-        self.prefill(rows, np.array([[0, 2, 0, slot]], np.int32), np.array([0, 1]))
+        rows = np.zeros((3, num_tokens), np.int32)
+        rows[0], rows[1] = slot, np.arange(num_tokens) % max_model_len
+        first_rows = np.arange(0, num_tokens, max_model_len)
+        num_each = np.minimum(num_tokens - first_rows, max_model_len)
+        slots = np.full(len(first_rows), slot, np.int32)
+        tiles = cut_tiles(first_rows, num_each, np.zeros_like(first_rows), slots)
+        self.prefill(rows, tiles, np.arange(min(num_tokens, self.graphs.sizes[-1])))
 
     def _mixed(self, batch: Batch, rows: np.ndarray) -> Tensor | None:
         chunks = slice(batch.num_decodes, None)
@@ -110,7 +117,7 @@ class CudaPass:
         # Each row of numbers starts where Triton may load 16 bytes at once, whatever its length:
         # otherwise a step of another length would compile its kernels anew.
         num_rows = rows.shape[1]
-        aligned = np.pad(rows, ((0, 0), (0, -num_rows % _ALIGNED)))
+        aligned = np.pad(rows, ((0, 0), (0, -num_rows % ALIGNED)))
         inputs = upload(aligned, self._device)[:, :num_rows]
         hidden = self._forward(inputs, num_decodes, upload(tiles, self._device))
         if not len(sampled):

@@ -113,7 +113,7 @@ class DeviceSampler:
             np.stack([rows[name].astype(np.float64) for name in _COLUMNS]), self._device
         )
         raw = logits[:, : self._num_ids]
-        scores = self._scores(logits, rows, slots, masks, columns[5:])
+        scores = self._scores(raw, rows, slots, masks, columns[5:])
         best, token_ids = scores.max(dim=-1)
         statuses = torch.where(best == -torch.inf, _NOTHING_ALLOWED, _FINE)
         raw_best = best if scores is raw else raw.amax(dim=-1)
@@ -142,13 +142,13 @@ class DeviceSampler:
 
     def _scores(
         self,
-        logits: Tensor,
+        raw: Tensor,
         rows: np.ndarray,
         slots: Int32s,
         masks: Mapping[int, np.ndarray],
         penalties: Tensor,
     ) -> Tensor:
-        """Logits after penalties, masks and biases; those of the real ids where there are none.
+        """Logits of the real ids after penalties, masks and biases; `raw` where there are none.
 
         Rows without penalties have factors that change nothing, whatever their slot counted.
         """
@@ -159,7 +159,7 @@ class DeviceSampler:
             if mask is not None:
                 mask_rows[row] = len(found)
                 found.append(mask.view(np.int32))
-        scores = logits[:, : self._num_ids]
+        scores = raw
         if found or self._sampling.has_penalties[slots].any():
             rules = Rules(
                 slots=upload(slots, self._device),
@@ -169,13 +169,13 @@ class DeviceSampler:
                 mask_rows=upload(mask_rows, self._device),
                 masks=upload(np.stack(found or [self._no_mask]), self._device),
             )
-            scores = self._kernels.adjust(logits, rules, self._num_ids)
-        return self._biased(scores, logits, rows, slots, mask_rows)
+            scores = self._kernels.adjust(raw, rules, self._num_ids)
+        return self._biased(scores, raw, rows, slots, mask_rows)
 
     def _biased(
         self,
         scores: Tensor,
-        logits: Tensor,
+        raw: Tensor,
         rows: np.ndarray,
         slots: Int32s,
         mask_rows: np.ndarray,
@@ -195,7 +195,7 @@ class DeviceSampler:
                 values.append(np.full(len(ids.held_back_ids), -np.inf, np.float32))
         if not places:
             return scores
-        if scores.data_ptr() == logits.data_ptr():
+        if scores is raw:
             scores = scores.clone(memory_format=torch.contiguous_format)
         where = upload(np.concatenate(places).astype(np.int64), self._device)
         scores.view(-1).index_add_(0, where, upload(np.concatenate(values), self._device))
