@@ -1,7 +1,9 @@
 """Speeds of several rounds held against limits and peers: medians, ratios, and which bars are met.
 
 Plain arithmetic on what was measured. The one decision: a ratio is taken within each round, between
-neighbours in time, and its median counts; a machine that slows down for a while slows both.
+neighbours in time, and its median counts; a machine that slows down for a while slows both. The
+issue's bars for decoding are against the burst, the best pass of a probe just before; the same
+share of what the probe sustains beside our own seconds stands next to it, and is no bar.
 """
 
 from __future__ import annotations
@@ -70,11 +72,12 @@ def peer_bar(name: str, table: Table, least: float) -> Bar:
 
 
 def limit_bar(name: str, table: Table, limits: dict[int, float], least: float) -> Bar:
-    """Our best engine against the machine's limit in each round."""
+    """Our best engine against the machine's burst in each round."""
     ours = best(table, is_ours=True)
     if ours is None:
-        return Bar(name, least, None, "limit")
-    return Bar(name, least, ratio(table[ours].by_round, limits), f"{ours} against the limit")
+        return Bar(name, least, None, "the burst limit")
+    reached = ratio(table[ours].by_round, limits)
+    return Bar(name, least, reached, f"{ours} against the burst limit")
 
 
 def pair_bar(name: str, table: Table, first: str, second: str, least: float) -> Bar:

@@ -1,10 +1,13 @@
 """Ours and every peer that is installed, on one model, in turn: `python -m scripts.bench.engine`.
 
-The machine's limits first, then rounds of every engine at every workload, each frozen while others
-work. A peer needs a virtual environment of its own in `--peers` (`llama`, `vllm`, see
+Rounds of every engine at every workload, each frozen while others work. Every round is held against
+the machine twice: its burst, the best of several passes of a probe just before (the issue's limit),
+and what the same probe sustains for some seconds before and after each of our engines.
+
+A peer needs a virtual environment of its own in `--peers` (`llama`, `vllm`, see
 `scripts/bench/peers`); transformers runs in this one. What is not there, or fails, is listed as not
 run, and no bar is claimed against it. The best dtype of a peer counts, whatever it is. One short
-round warms up; a peer that it shows far behind the best is not asked again there.
+round warms up and counts for nobody; a peer that it shows far behind the best is not asked again.
 
     --quick            two layers, few tokens: does everything work? (5 minutes)
     --rounds N         rounds after the warm-up (5: about 30 minutes on 2 cores)
@@ -17,12 +20,21 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from scripts.bench.checkpoint import bench_checkpoint, cache_folder
 from scripts.bench.contender import ContenderSpec
 from scripts.bench.engine_plot import plot_engines
-from scripts.bench.engine_report import find_bars, results, round_limits, show, show_bars
+from scripts.bench.engine_report import (
+    find_bars,
+    find_limits,
+    find_shares,
+    results,
+    show,
+    show_bars,
+    show_shares,
+)
 from scripts.bench.engine_rounds import measure, start
 from scripts.bench.plan_speed import compare_plan
 from scripts.bench.probes import Probes, num_cores
@@ -87,21 +99,22 @@ def main() -> None:
     if arguments.only:
         wanted = [spec for spec in wanted if spec.key in arguments.only]
     print(f"machine: {machine()}")
-    with tempfile.TemporaryDirectory() as logs, Probes() as probes:
-        print(probes.measure(num_threads), flush=True)
+    with tempfile.TemporaryDirectory() as logs, Probes(num_threads) as probes:
+        print(f"limits of {probes}: {probes.burst()}", flush=True)
         running, failed = start(wanted, Path(logs))
         try:
-            measured = measure(
-                running, asked, probes, num_rounds=arguments.rounds, num_threads=num_threads
-            )
+            measured = measure(running, asked, probes, num_rounds=arguments.rounds)
         finally:
             for contender in running:
                 contender.close()
-    limits = round_limits(measured, asked, shape)
-    found = find_bars(measured, asked, limits)
+    limits = find_limits(measured, asked, shape)
+    found, shares = find_bars(measured, asked, limits), find_shares(measured, asked, limits)
     show(measured, asked, limits)
+    show_shares(shares)
     show_bars(found)
-    content = results(measured, limits, found, running, failed)
+    content = results(measured, limits, running, failed)
+    content["shares"] = shares
+    content["bars"] = [asdict(bar) | {"verdict": bar.verdict} for bar in found]
     if arguments.compare_plan:
         content["plan"] = compare_plan(shape, asked, content["tokens_per_s"], measured.devices)
     path = write_results("engine-quick" if arguments.quick else "engine", content)

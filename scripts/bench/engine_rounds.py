@@ -1,7 +1,10 @@
-"""Rounds of every engine at every workload, in turn, with the machine's limits before each.
+"""Rounds of every engine at every workload, in turn, with the machine's limits beside each.
 
-Not what they say (`engine_report`). A peer that the warm-up round shows far behind the best one at
-a workload is not asked there again: it cannot become the best, and costs everybody time.
+Not what they say (`engine_report`). Round 0 warms up and counts for nobody, but a peer that it
+shows far behind the best one at a workload is not asked there again: it cannot become the best, and
+costs everybody time. In the others the burst is probed before each workload, what the machine
+sustains before and after each of our engines, and each decode is asked twice: first for some
+tokens, so that threads just thawed are awake and what can be cached is, then in earnest.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ from cluster.planner.speed import Device
 from scripts.bench.bars import Speeds, Table, best
 from scripts.bench.contender import Contender, ContenderError, ContenderSpec
 from scripts.bench.plan_speed import plan_device
-from scripts.bench.probes import Limits, Probes
+from scripts.bench.probes import Limits, Probes, between
 from scripts.bench.workloads import Workload
 
 _FAR_BEHIND = 0.33  # of the best peer in the warm-up round
-_WARM_UP_TOKENS = 4
+_WARM_UP_TOKENS = 4  # also of the order that wakes an engine before one that counts
 _FIRST_PROMPT = list(range(16))
 _READ_PASSES = 2
 _LEAST_FREE_BYTES = 5 << 30
@@ -29,14 +32,16 @@ _LEAST_FREE_BYTES = 5 << 30
 class Measured:
     """All that the rounds gave: speeds by workload and engine, CPU time a token beside them.
 
-    By round also the machine's limits, by workload, and the machine as the planner sees it.
+    By round also the machine's bursts and the machine as the planner sees it, by workload; and what
+    it sustained around each of our engines, by workload and engine.
     """
 
     tables: dict[str, Table] = field(default_factory=dict)
     warm_ups: dict[str, Table] = field(default_factory=dict)
     cpu_ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    limits: dict[str, dict[int, Limits]] = field(default_factory=dict)
-    devices: dict[int, Device] = field(default_factory=dict)
+    bursts: dict[str, dict[int, Limits]] = field(default_factory=dict)
+    sustained: dict[str, dict[str, dict[int, Limits]]] = field(default_factory=dict)
+    devices: dict[str, dict[int, Device]] = field(default_factory=dict)
 
     def table(self, name: str) -> Table:
         """One workload's rounds, with the warm-up's figure for peers that were not asked again."""
@@ -78,32 +83,61 @@ def start(wanted: list[ContenderSpec], logs: Path) -> tuple[list[Contender], dic
 
 
 def measure(
-    running: list[Contender],
-    asked: list[Workload],
-    probes: Probes,
-    *,
-    num_rounds: int,
-    num_threads: int,
+    running: list[Contender], asked: list[Workload], probes: Probes, *, num_rounds: int
 ) -> Measured:
     """The warm-up and the rounds; an engine that fails is asked no more."""
-    measured = Measured()
-    lost: set[str] = set()
+    rounds = _Rounds(probes)
     for number in range(num_rounds + 1):
-        measured.devices[number] = plan_device()
         for workload in asked:
-            limits = probes.measure(num_threads, num_read_passes=_READ_PASSES)
-            measured.limits.setdefault(workload.name, {})[number] = limits
-            print(f"round {number}, {workload.name}: {limits}", flush=True)
+            print(f"{f'round {number}' if number else 'warm-up'}, {workload.name}", flush=True)
+            if number:
+                rounds.probe_burst(workload, number)
             for contender in running:
-                key = contender.spec.key
-                if key in lost or not _is_asked(workload, contender, measured, number):
-                    continue
-                try:
-                    _ask(workload, contender, number, measured)
-                except ContenderError as exc:
-                    lost.add(key)
-                    print(f"lost: {key}: {exc}", flush=True)
-    return measured
+                rounds.ask(workload, contender, number)
+    return rounds.measured
+
+
+class _Rounds:
+    """What was measured so far, and who was lost."""
+
+    def __init__(self, probes: Probes) -> None:
+        self.measured = Measured()
+        self._probes = probes
+        self._lost: set[str] = set()
+        self._sustained: Limits | None = None  # just now, before the next engine
+
+    def probe_burst(self, workload: Workload, number: int) -> None:
+        """What the machine gives at most, and what the planner sees of it."""
+        measured = self.measured
+        burst = self._probes.burst(_READ_PASSES)
+        measured.bursts.setdefault(workload.name, {})[number] = burst
+        measured.devices.setdefault(workload.name, {})[number] = plan_device()
+        print(f"  burst: {burst}", flush=True)
+
+    def ask(self, workload: Workload, contender: Contender, number: int) -> None:
+        """Ask one engine, unless it is lost or too slow for this workload."""
+        spec = contender.spec
+        if spec.key in self._lost or not _is_asked(workload, contender, self.measured, number):
+            return
+        try:
+            if number and spec.is_ours:
+                self._ask_between_probes(workload, contender, number)
+            else:
+                self._sustained = None
+                _ask(workload, contender, number, self.measured)
+        except ContenderError as exc:
+            self._lost.add(spec.key)
+            print(f"lost: {spec.key}: {exc}", flush=True)
+
+    def _ask_between_probes(self, workload: Workload, contender: Contender, number: int) -> None:
+        before = self._sustained or self._probes.sustained()
+        self._sustained = None
+        _ask(workload, contender, number, self.measured)
+        self._sustained = self._probes.sustained()
+        by_engine = self.measured.sustained.setdefault(workload.name, {})
+        around = between(before, self._sustained)
+        by_engine.setdefault(contender.spec.key, {})[number] = around
+        print(f"    sustained around it: {around}", flush=True)
 
 
 def _is_asked(workload: Workload, contender: Contender, measured: Measured, number: int) -> bool:
@@ -121,12 +155,18 @@ def _is_asked(workload: Workload, contender: Contender, measured: Measured, numb
 
 
 def _ask(workload: Workload, contender: Contender, number: int, measured: Measured) -> None:
-    num_tokens = workload.num_tokens if number else min(workload.num_tokens, _WARM_UP_TOKENS)
-    run, cpu_s = contender.ask(workload.prompts(number), num_tokens)
+    key, prompts = contender.spec.key, workload.prompts(number)
+    few_tokens = min(workload.num_tokens, _WARM_UP_TOKENS)
+    if number and not workload.is_prefill:
+        contender.ask(prompts, few_tokens)
+    run, cpu_s = contender.ask(prompts, workload.num_tokens if number else few_tokens)
     speed = workload.tokens_per_s(run)
+    if speed is None:
+        if number:
+            print(f"  {key}: not measured: its prompts never all decoded at once", flush=True)
+        return
     measured.note(workload, contender, number, speed)
-    by_engine = measured.cpu_ms.setdefault(workload.name, {})
     if number:
-        cpu_ms = 1e3 * cpu_s / workload.num_measured_tokens(run)
-        by_engine.setdefault(contender.spec.key, []).append(cpu_ms)
-    print(f"  {contender.spec.key} {speed:.1f} tok/s", flush=True)
+        cpu_ms = 1e3 * cpu_s / workload.num_computed_tokens(run)
+        measured.cpu_ms.setdefault(workload.name, {}).setdefault(key, []).append(cpu_ms)
+    print(f"  {key} {speed:.1f} tok/s", flush=True)

@@ -129,9 +129,9 @@ def main() -> None:
     shape = published_shape(MODEL)
     assert shape is not None, "the catalogue has it"
     print(f"machine: {machine()}; kernels: {library.isa}")
-    with Probes() as probes:
-        limits = probes.measure(arguments.threads)
-    print(limits)
+    with Probes(arguments.threads) as probes:
+        limits = probes.burst()
+        print(f"{probes}: {limits}")
     print("\n| kernel | size | us | GB/s | GFLOP/s | bound by | share of limit |")
     print("|---|---|---:|---:|---:|---|---:|")
     rows = []

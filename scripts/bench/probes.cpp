@@ -1,7 +1,7 @@
 // What this machine's memory and arithmetic give at most: the limits that benchmarks are held to.
 //
-// Compiled on the fly for the CPU it runs on; no part of the library. Every probe is the best of
-// several passes over `num_threads` threads that start together.
+// Compiled on the fly for the CPU it runs on; no part of the library. Every probe is one pass over
+// `num_threads` threads that start together; the caller takes the best, or the median, of several.
 #include <immintrin.h>
 #include <pthread.h>
 #include <sched.h>
@@ -80,9 +80,26 @@ int64_t read_streams(const char* data, int64_t num_bytes) {
 }
 
 using Reader = int64_t (*)(const char*, int64_t);
-const Reader kReaders[] = {read_streams<1, 0>,    read_streams<1, 2048>, read_streams<1, 4096>,
-                           read_streams<2, 0>,    read_streams<2, 2048>, read_streams<4, 0>,
-                           read_streams<4, 1024>, read_streams<4, 4096>};
+struct Way {
+  const char* name;
+  Reader read;
+};
+// Whether prefetching helps depends on the CPU: the callers choose by measuring.
+const Way kWays[] = {{"1 stream", read_streams<1, 0>},
+                     {"2 streams", read_streams<2, 0>},
+                     {"4 streams", read_streams<4, 0>},
+                     {"1 stream, 4 KB ahead", read_streams<1, 4096>},
+                     {"2 streams, 2 KB ahead", read_streams<2, 2048>},
+                     {"4 streams, 1 KB ahead", read_streams<4, 1024>}};
+
+// What is read: num_threads slices in huge pages, each first touched by its own thread.
+struct Memory {
+  void* mapping;
+  int64_t mapped_bytes;
+  const char* data;
+  int64_t slice_bytes;
+  int num_threads;
+};
 
 // Every kernel of arithmetic: operations done by one thread in `repeats` rounds.
 double multiply_add_f32(int64_t repeats) {
@@ -157,31 +174,28 @@ double multiply_add_tiles(int64_t repeats) {
 }
 #endif
 
-double best_rate(double (*kernel)(int64_t), int num_threads, int num_passes) {
+// Operations a second of one pass, some milliseconds.
+double rate(double (*kernel)(int64_t), int num_threads) {
   constexpr int64_t kRepeats = 1 << 21;
-  double best = 0;
-  for (int pass = 0; pass < num_passes; ++pass) {
-    std::vector<double> done(num_threads);
-    const double seconds =
-        run_together(num_threads, [&](int thread) { done[thread] = kernel(kRepeats); });
-    double total = 0;
-    for (double operations : done) total += operations;
-    best = std::max(best, total / seconds);
-  }
-  return best;
+  std::vector<double> done(num_threads);
+  const double seconds =
+      run_together(num_threads, [&](int thread) { done[thread] = kernel(kRepeats); });
+  double total = 0;
+  for (double operations : done) total += operations;
+  return total / seconds;
 }
 
 }  // namespace
 
 extern "C" {
 
-// Bytes a second that num_threads threads read of num_bytes in huge pages: the best way of several,
-// the best of num_passes each. 0: no memory.
-double probe_read(int64_t num_bytes, int num_threads, int num_passes) {
+// num_bytes of memory for probe_read; null: there is not so much.
+Memory* probe_memory_new(int64_t num_bytes, int num_threads) {
   constexpr int64_t kHugePage = 2 << 20;
-  void* found = mmap(nullptr, num_bytes + kHugePage, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (found == MAP_FAILED) return 0;
+  const int64_t mapped_bytes = num_bytes + kHugePage;
+  void* found = mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                     -1, 0);
+  if (found == MAP_FAILED) return nullptr;
   char* data = reinterpret_cast<char*>(
       (reinterpret_cast<uintptr_t>(found) + kHugePage - 1) / kHugePage * kHugePage);
   madvise(data, num_bytes, MADV_HUGEPAGE);
@@ -189,37 +203,42 @@ double probe_read(int64_t num_bytes, int num_threads, int num_passes) {
   run_together(num_threads, [&](int thread) {
     std::fill_n(data + thread * slice, slice, static_cast<char>(thread + 1));
   });
-  double best = 0;
-  for (int pass = 0; pass < num_passes; ++pass) {
-    for (Reader read : kReaders) {
-      const double seconds = run_together(
-          num_threads, [&](int thread) { g_sink += read(data + thread * slice, slice); });
-      best = std::max(best, static_cast<double>(slice) * num_threads / seconds);
-    }
-  }
-  munmap(found, num_bytes + kHugePage);
-  return best;
+  return new Memory{found, mapped_bytes, data, slice, num_threads};
 }
 
-double probe_f32(int num_threads, int num_passes) {
-  return best_rate(multiply_add_f32, num_threads, num_passes);
+void probe_memory_delete(Memory* memory) {
+  munmap(memory->mapping, memory->mapped_bytes);
+  delete memory;
 }
+
+int probe_num_ways(void) { return sizeof(kWays) / sizeof(kWays[0]); }
+const char* probe_way(int way) { return kWays[way].name; }
+
+// Bytes a second of one pass that reads all of memory in that way.
+double probe_read(const Memory* memory, int way) {
+  const double seconds = run_together(memory->num_threads, [&](int thread) {
+    g_sink += kWays[way].read(memory->data + thread * memory->slice_bytes, memory->slice_bytes);
+  });
+  return static_cast<double>(memory->slice_bytes) * memory->num_threads / seconds;
+}
+
+double probe_f32(int num_threads) { return rate(multiply_add_f32, num_threads); }
 
 // Operations a second of products of bf16 pairs, or 0 where the CPU has none.
-double probe_bf16(int num_threads, int num_passes) {
+double probe_bf16(int num_threads) {
 #if defined(__AVX512BF16__)
-  return best_rate(multiply_add_bf16, num_threads, num_passes);
+  return rate(multiply_add_bf16, num_threads);
 #else
-  return 0 * num_threads * num_passes;
+  return 0 * num_threads;
 #endif
 }
 
 // The same of tiles (AMX).
-double probe_tiles(int num_threads, int num_passes) {
+double probe_tiles(int num_threads) {
 #if defined(__AMX_BF16__)
-  return best_rate(multiply_add_tiles, num_threads, num_passes);
+  return rate(multiply_add_tiles, num_threads);
 #else
-  return 0 * num_threads * num_passes;
+  return 0 * num_threads;
 #endif
 }
 

@@ -2,7 +2,10 @@
 
 The limits that every other benchmark is held to, measured in the same run: reading 1 GB in huge
 pages with the widest vectors, and products summed in registers. Compiled for this CPU on the fly.
-The one decision: the limit is the best of many passes; an engine above it means a wrong probe.
+The one decision: two figures of the same probe. The burst is the best of several passes, the limit
+that nothing may exceed; a virtual machine holds it for moments only. The sustained rate is the
+median pass of some seconds, taken beside an engine's own seconds: what a perfect engine would have
+reached just then.
 """
 
 from __future__ import annotations
@@ -10,8 +13,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import statistics
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +26,10 @@ from scripts.bench.shoal_run import machine, write_results
 SOURCE = Path(__file__).with_name("probes.cpp")
 READ_BYTES = 1 << 30
 READ_PASSES = 6
-ARITHMETIC_PASSES = 40
+SUSTAINED_S = 3.0
+_ARITHMETIC_PASSES = 40
+_CHOOSING_PASSES = 7
+_KINDS = ("f32", "bf16", "tiles")
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread")
 
 
@@ -43,65 +52,118 @@ class Limits:
     def __str__(self) -> str:
         units = {"f32": self.f32_flops, "bf16": self.bf16_flops, "tiles": self.tile_flops}
         arithmetic = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in units.items() if rate)
-        return (
-            f"limits of {self.num_threads} threads: read {self.read_bytes_per_s / 1e9:.1f} GB/s"
-            f" ({8 * self.vector_bytes} bit vectors, huge pages), GFLOP/s: {arithmetic}"
-        )
+        return f"read {self.read_bytes_per_s / 1e9:.1f} GB/s, GFLOP/s {arithmetic}"
 
 
 class Probes:
-    """The compiled probes. Use as a context: the library's folder ends with it."""
+    """The compiled probes of `num_threads` threads, and the memory that they read.
 
-    def __init__(self) -> None:
+    Use as a context: the library's folder and the memory end with it. `way` is how a plain loop
+    reads fastest on this CPU, by the median of some passes of each: chosen once, for what is
+    sustained.
+
+    Raises:
+        MemoryError: there is no memory for `num_bytes`.
+    """
+
+    def __init__(self, num_threads: int, num_bytes: int = READ_BYTES) -> None:
+        self._num_threads = num_threads
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-probes-")
         library = Path(self._folder.name) / "probes.so"
         compiler = os.environ.get("CXX", "g++")
         subprocess.run([compiler, *_FLAGS, str(SOURCE), "-o", str(library)], check=True)
-        self._library = ctypes.CDLL(str(library))
-        for name in ("probe_read", "probe_f32", "probe_bf16", "probe_tiles"):
-            getattr(self._library, name).restype = ctypes.c_double
-        self._library.probe_read.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        self._library = _load(library)
+        self._memory = self._library.probe_memory_new(num_bytes, num_threads)
+        if not self._memory:
+            self._folder.cleanup()
+            raise MemoryError(f"no memory for a probe of {num_bytes} bytes")
+        self._ways = range(self._library.probe_num_ways())
+        self._way = self._find_way()
 
     def __enter__(self) -> Probes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._library.probe_memory_delete(self._memory)
         self._folder.cleanup()
 
-    def read_bytes_per_s(self, num_threads: int, num_bytes: int, num_passes: int) -> float:
-        """The best pass of reading `num_bytes`; about 0.1 s a pass at 10 GB/s, of 8 ways each."""
-        rate: float = self._library.probe_read(num_bytes, num_threads, num_passes)
-        assert rate > 0, f"no memory for a probe of {num_bytes} bytes"
-        return rate
+    def __str__(self) -> str:
+        bits = 8 * self._library.probe_vector_bytes()
+        return f"{self._num_threads} threads, {bits} bit vectors, huge pages, read as {self.way}"
 
-    def measure(
-        self,
-        num_threads: int,
-        *,
-        num_bytes: int = READ_BYTES,
-        num_read_passes: int = READ_PASSES,
-    ) -> Limits:
-        """All limits of `num_threads` threads, some seconds."""
-        library = self._library
-        return Limits(
-            num_threads=num_threads,
-            vector_bytes=library.probe_vector_bytes(),
-            read_bytes_per_s=self.read_bytes_per_s(num_threads, num_bytes, num_read_passes),
-            f32_flops=library.probe_f32(num_threads, ARITHMETIC_PASSES),
-            bf16_flops=library.probe_bf16(num_threads, ARITHMETIC_PASSES),
-            tile_flops=library.probe_tiles(num_threads, ARITHMETIC_PASSES),
+    @property
+    def way(self) -> str:
+        """How many streams of a thread, and how far ahead of them it prefetches."""
+        name: bytes = self._library.probe_way(self._way)
+        return name.decode()
+
+    def burst(self, num_read_passes: int = READ_PASSES) -> Limits:
+        """The best pass of each probe, whatever way of reading gave it; some seconds."""
+        return self._limits(
+            max(self._read(way) for _ in range(num_read_passes) for way in self._ways),
+            [max(self._rates(kind, _ARITHMETIC_PASSES)) for kind in _KINDS],
         )
 
+    def sustained(self, seconds: float = SUSTAINED_S) -> Limits:
+        """The median pass of each probe: half of `seconds` reading, then half computing."""
+        has_kind = [kind for kind in _KINDS if self._rates(kind, 1)[0]]
+        read = _median_until(lambda: self._read(self._way), seconds / 2)
+        medians = {
+            kind: _median_until(
+                lambda kind=kind: self._rates(kind, 1)[0],  # type: ignore[misc]
+                seconds / 2 / len(has_kind),
+            )
+            for kind in has_kind
+        }
+        return self._limits(read, [medians.get(kind, 0.0) for kind in _KINDS])
 
-def best(limits: list[Limits]) -> Limits:
-    """The best of each figure: what the machine gave at some moment of the run."""
+    def _find_way(self) -> int:
+        passes = [[self._read(way) for way in self._ways] for _ in range(_CHOOSING_PASSES)]
+        return max(self._ways, key=lambda way: statistics.median(one[way] for one in passes))
+
+    def _read(self, way: int) -> float:
+        rate: float = self._library.probe_read(self._memory, way)
+        return rate
+
+    def _rates(self, kind: str, num_passes: int) -> list[float]:
+        probe = getattr(self._library, f"probe_{kind}")
+        return [probe(self._num_threads) for _ in range(num_passes)]
+
+    def _limits(self, read_bytes_per_s: float, flops: list[float]) -> Limits:
+        vector_bytes = self._library.probe_vector_bytes()
+        return Limits(self._num_threads, vector_bytes, read_bytes_per_s, *flops)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.probe_memory_new.restype = ctypes.c_void_p
+    library.probe_memory_new.argtypes = [ctypes.c_int64, ctypes.c_int]
+    library.probe_memory_delete.argtypes = [ctypes.c_void_p]
+    library.probe_read.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    library.probe_way.restype = ctypes.c_char_p
+    for name in ("probe_read", *(f"probe_{kind}" for kind in _KINDS)):
+        getattr(library, name).restype = ctypes.c_double
+    return library
+
+
+def _median_until(take_pass: Callable[[], float], seconds: float) -> float:
+    """The median of passes for so long, and of at least one."""
+    rates = []
+    deadline = time.perf_counter() + seconds
+    while not rates or time.perf_counter() < deadline:
+        rates.append(take_pass())
+    return statistics.median(rates)
+
+
+def between(before: Limits, after: Limits) -> Limits:
+    """The mean of each figure: what the machine gave around something that took its time."""
     return Limits(
-        num_threads=limits[0].num_threads,
-        vector_bytes=limits[0].vector_bytes,
-        read_bytes_per_s=max(one.read_bytes_per_s for one in limits),
-        f32_flops=max(one.f32_flops for one in limits),
-        bf16_flops=max(one.bf16_flops for one in limits),
-        tile_flops=max(one.tile_flops for one in limits),
+        num_threads=before.num_threads,
+        vector_bytes=before.vector_bytes,
+        read_bytes_per_s=(before.read_bytes_per_s + after.read_bytes_per_s) / 2,
+        f32_flops=(before.f32_flops + after.f32_flops) / 2,
+        bf16_flops=(before.bf16_flops + after.bf16_flops) / 2,
+        tile_flops=(before.tile_flops + after.tile_flops) / 2,
     )
 
 
@@ -116,12 +178,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     print(f"machine: {machine()}")
-    with Probes() as probes:
-        rounds = [probes.measure(arguments.threads) for _ in range(arguments.rounds)]
-    for limits in rounds:
-        print(limits)
-    print("best:", best(rounds))
-    print("written:", write_results("probes", {"rounds": [asdict(one) for one in rounds]}))
+    with Probes(arguments.threads) as probes:
+        print(probes)
+        rounds = []
+        for _ in range(arguments.rounds):
+            burst, sustained = probes.burst(), probes.sustained()
+            print(f"burst: {burst}; sustained: {sustained}", flush=True)
+            rounds.append({"burst": asdict(burst), "sustained": asdict(sustained)})
+        content = {"way": probes.way, "rounds": rounds}
+    print("written:", write_results("probes", content))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def test_bar_without_a_peer_is_not_claimed() -> None:
 
 def test_bar_against_the_limit_takes_each_rounds_own() -> None:
     table = {"ours": speeds(9, 4.5, is_ours=True)}
-    assert limit_bar("decode", table, {1: 10.0, 2: 5.0}, 0.95).reached == pytest.approx(0.9)
+    bar = limit_bar("decode", table, {1: 10.0, 2: 5.0}, 0.95)
+    assert bar.reached == pytest.approx(0.9)
+    assert bar.against == "ours against the burst limit"
 
 
 def test_pair_that_is_not_complete_is_not_claimed() -> None:

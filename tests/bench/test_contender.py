@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from scripts.bench.contender import Contender, ContenderError, ContenderSpec
-from scripts.bench.peers.protocol import Stopwatch
+from scripts.bench.peers.protocol import Run, Stopwatch
 
 # Two processes, one of which never rests; the other answers with its prompts.
 _ENGINE = """
@@ -75,16 +75,28 @@ def test_end_of_an_engine_is_an_error_with_its_last_words_and_nothing_runs_on(
         contender.close()
 
 
+def timed(steps: list[set[int]], num_prompts: int = 2) -> Run:
+    """What a watch says of steps of a second each, that give these prompts a token."""
+    seconds = iter(map(float, range(100)))
+    watch = Stopwatch(num_prompts, clock=lambda: next(seconds))
+    for prompts in steps:
+        for index in prompts:
+            watch.take(index, [1])
+        watch.end_step()
+    return watch.run()
+
+
 def test_first_tokens_of_all_prompts_end_the_prefill() -> None:
-    watch = Stopwatch(2)
-    watch.take(0, [1])
-    watch.end_step()
-    watch.take(0, [1])
-    watch.take(1, [1])
-    watch.end_step()
-    watch.take(1, [1])
-    watch.end_step()
-    run = watch.run()
-    assert run.num_rest_tokens == 1
-    assert run.first_s > 0
-    assert run.rest_s > 0
+    run = timed([{0}, {0, 1}, {0, 1}, {0, 1}])
+    assert (run.first_s, run.rest_s, run.num_rest_tokens) == (2.0, 2.0, 4)
+
+
+def test_steps_with_fewer_rows_than_prompts_are_no_part_of_the_rest() -> None:
+    run = timed([{0}, {0, 1}, {0, 1}, {1}, {1}])
+    assert (run.rest_s, run.num_rest_tokens) == (1.0, 2)
+    assert list(map(len, run.token_ids)) == [3, 4]
+
+
+def test_prompts_that_never_decode_at_once_have_no_rest() -> None:
+    run = timed([{0}, {0}, {1}, {1}])
+    assert (run.first_s, run.rest_s, run.num_rest_tokens) == (3.0, 0.0, 0)

@@ -7,7 +7,7 @@ from cluster.planner.machine import Machine
 from cluster.planner.prediction import measured_cpu
 from cluster.planner.speed import CPU_CALIBRATION, TORCH_CALIBRATION
 from scripts.bench.peers.protocol import Run
-from scripts.bench.probes import Limits, best
+from scripts.bench.probes import Limits, Probes, between
 from scripts.bench.workloads import Workload, workloads
 
 SHAPE = published_shape("Qwen/Qwen2.5-0.5B-Instruct")
@@ -51,16 +51,30 @@ def test_speed_of_decoding_leaves_the_prompt_out() -> None:
     assert Workload("prefill", 1, 1_000, 1).tokens_per_s(run) == 200.0
 
 
+def test_speed_of_prompts_that_never_decode_at_once_is_not_known() -> None:
+    run = Run(first_s=5.0, rest_s=0.0, num_rest_tokens=0, token_ids=[])
+    assert Workload("decode", 4, 32, 17).tokens_per_s(run) is None
+
+
 def test_every_engine_gets_the_same_prompts_and_each_round_of_prefill_new_ones() -> None:
     decode, prefill = workloads(is_quick=True)[0], workloads(is_quick=True)[3]
     assert decode.prompts(1) == decode.prompts(2)
     assert prefill.prompts(1) == prefill.prompts(1) != prefill.prompts(2)
 
 
-def test_best_limits_are_the_best_of_each_kind() -> None:
-    other = replace(LIMITS, read_bytes_per_s=40e9, f32_flops=100e9)
-    found = best([LIMITS, other])
-    assert (found.read_bytes_per_s, found.f32_flops) == (40e9, 200e9)
+def test_limits_between_two_are_the_mean_of_each_kind() -> None:
+    after = replace(LIMITS, read_bytes_per_s=40e9, f32_flops=100e9)
+    found = between(LIMITS, after)
+    assert (found.read_bytes_per_s, found.f32_flops, found.bf16_flops) == (35e9, 150e9, 0.0)
+
+
+def test_probe_measures_bursts_and_what_is_sustained() -> None:
+    with Probes(1, num_bytes=1 << 22) as probes:
+        assert "stream" in probes.way
+        found = [probes.burst(num_read_passes=1), probes.sustained(0.02)]
+    for limits in found:
+        assert 1e7 < limits.read_bytes_per_s < 1e13
+        assert 1e7 < limits.flops < 1e14
 
 
 @pytest.mark.parametrize(

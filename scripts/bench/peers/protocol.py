@@ -2,7 +2,9 @@
 
 Only the standard library: it is imported by every engine's own Python. The one decision: one order
 is enough. Prompts of equal length go in together, tokens come out greedily and never end early; the
-time to all first tokens is a prefill's, the rest is decoding's.
+time to all first tokens is a prefill's, the steps after it in which every prompt gets a token are
+decoding's. An engine that starts its prompts one after another ends them so too: those last steps
+have fewer rows, and do not count.
 
 A line of JSON each way; whatever else an engine prints goes to standard error::
 
@@ -16,13 +18,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 
 @dataclass
 class Run:
-    """One order's times, in seconds; `num_rest_tokens`, of all prompts, came in `rest_s`."""
+    """One order's times, in seconds; `num_rest_tokens`, of all prompts, came in `rest_s`.
+
+    Both are 0 where no step after the first tokens had one for every prompt.
+    """
 
     first_s: float
     rest_s: float
@@ -54,29 +60,38 @@ class Engine(Protocol):
 
 
 class Stopwatch:
-    """Counts tokens as steps give them, and splits the time where every prompt has its first."""
+    """Takes tokens as steps give them; times the first ones, and the steps that all prompts share.
 
-    def __init__(self, num_prompts: int) -> None:
+    `clock` is in seconds.
+    """
+
+    def __init__(self, num_prompts: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.token_ids: list[list[int]] = [[] for _ in range(num_prompts)]
-        self._began_s = self._last_s = time.perf_counter()
+        self._clock = clock
+        self._began_s = self._last_s = clock()
         self._first_s: float | None = None
-        self._num_first_tokens = 0
+        self._num_rest_tokens = 0
+        self._is_over = False
+        self._step: dict[int, int] = {}  # tokens of this step, by prompt
 
     def take(self, index: int, token_ids: list[int]) -> None:
         """New tokens of prompt `index`."""
         self.token_ids[index] += token_ids
+        if token_ids:
+            self._step[index] = self._step.get(index, 0) + len(token_ids)
 
     def end_step(self) -> None:
         """A step is over: its tokens were taken."""
-        self._last_s = time.perf_counter()
-        if self._first_s is None and all(self.token_ids):
-            self._first_s = self._last_s
-            self._num_first_tokens = self.num_tokens
-
-    @property
-    def num_tokens(self) -> int:
-        """Taken so far, of all prompts."""
-        return sum(map(len, self.token_ids))
+        now_s = self._clock()
+        step, self._step = self._step, {}
+        if self._first_s is None:
+            if all(self.token_ids):
+                self._first_s = self._last_s = now_s
+        elif len(step) < len(self.token_ids):
+            self._is_over = True
+        elif not self._is_over:
+            self._last_s = now_s
+            self._num_rest_tokens += sum(step.values())
 
     def run(self) -> Run:
         """What was measured, once every prompt has at least one token."""
@@ -84,7 +99,7 @@ class Stopwatch:
         return Run(
             first_s=self._first_s - self._began_s,
             rest_s=self._last_s - self._first_s,
-            num_rest_tokens=self.num_tokens - self._num_first_tokens,
+            num_rest_tokens=self._num_rest_tokens,
             token_ids=self.token_ids,
         )
 
