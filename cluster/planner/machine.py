@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ _PROBE_FLOATS = 32 * 1024 * 1024
 _PROBE_PRODUCT = (64, 128, 32)
 _PROBE_NUM_PRODUCTS = 16
 _PROBE_REPEATS = 32
-_PROBE_S = 0.2
+_PROBE_S = 0.7
 _MIB = 1 << 20
 
 
@@ -115,10 +116,11 @@ def find_gpus() -> tuple[FoundGpu, ...]:
 
 
 def measure_cpu(num_cores: int) -> tuple[float, float]:
-    """Bytes read and float32 operations done a second by `num_cores`; about 0.3 s.
+    """Bytes read and float32 operations done a second by `num_cores`; about 0.8 s.
 
-    Every core reads a slice of 128 MB, then every core multiplies small matrices; the best of a
-    few. By CPU time, not by the clock: what other processes take away does not count.
+    Every core reads a slice of 128 MB, then every core multiplies small matrices, in turn; the
+    median of the passes, because a virtual machine's best moments do not last as a model's steps
+    do. By CPU time, not by the clock: what other processes take away does not count.
     """
     import numpy as np
 
@@ -133,12 +135,14 @@ def measure_cpu(num_cores: int) -> tuple[float, float]:
             np.matmul(left, rights[core], out=outs[core])
 
     cores = range(num_cores)
-    read_s, compute_s = math.inf, math.inf
+    reads_s: list[float] = []
+    computes_s: list[float] = []
     deadline = time.perf_counter() + _PROBE_S
     with ThreadPoolExecutor(num_cores) as threads:
-        while compute_s == math.inf or time.perf_counter() < deadline:
-            read_s = min(read_s, _cpu_seconds(lambda: list(threads.map(np.max, slices))))
-            compute_s = min(compute_s, _cpu_seconds(lambda: list(threads.map(multiply, cores))))
+        while not computes_s or time.perf_counter() < deadline:
+            reads_s.append(_cpu_seconds(lambda: list(threads.map(np.max, slices))))
+            computes_s.append(_cpu_seconds(lambda: list(threads.map(multiply, cores))))
+    read_s, compute_s = statistics.median(reads_s), statistics.median(computes_s)
     # The CPU time is all cores' together, and they work at once: hence their number.
     num_products = _PROBE_NUM_PRODUCTS * _PROBE_REPEATS * num_cores
     num_operations = 2 * math.prod(_PROBE_PRODUCT) * num_products

@@ -95,7 +95,7 @@ def predict(
 ) -> Prediction | None:
     """The prediction for a resolved model on resolved hardware.
 
-    On a CPU the memory's pace is measured here (about 0.3 s). None: a stand-in, or a GPU whose
+    On a CPU the memory's pace is measured here (about 0.8 s). None: a stand-in, or a GPU whose
     figures are not known.
 
     Raises:

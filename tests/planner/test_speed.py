@@ -71,6 +71,23 @@ def test_ranks_on_one_cpu_share_its_memory() -> None:
     assert two.all_reduce_s > one.all_reduce_s == 0
 
 
+def test_cpu_hides_the_shorter_of_reading_and_computing_in_part_and_attends_afterwards() -> None:
+    calibration = Calibration(
+        bandwidth_share=0.5, flops_share=1.0, layer_s=0.0, attention_share=0.25, exposed_share=0.2
+    )
+    device = cpu_device(bandwidth_bytes_per_s=60e9, flops_per_s=100e9, calibration=calibration)
+    line = Roofline(SEVEN, 1, device)
+    for batch, context in ((1, 0), (16, 0), (1, 32_768), (16, 4_096)):
+        step = line.decode(batch, context)
+        attention_s = 4 * 28 * 3584 * batch * context / 25e9
+        phases = ((step.weights_s, step.flops_s - attention_s), (step.kv_s, attention_s))
+        expected = sum(max(phase) + 0.2 * min(phase) for phase in phases)
+        assert step.seconds == pytest.approx(expected)
+    wholly = replace(calibration, attention_share=None, exposed_share=0.0)
+    hidden = replace(line, device=replace(device, calibration=wholly)).decode(16, 4_096)
+    assert hidden.seconds == max(hidden.weights_s + hidden.kv_s, hidden.flops_s)
+
+
 def test_calibration_is_what_the_calibrating_figures_ask_for() -> None:
     fitted = fit(FIGURES)
     assert fitted.bandwidth_share == pytest.approx(GPU_CALIBRATION.bandwidth_share, rel=0.01)
