@@ -31,6 +31,7 @@ from serve.kernels import abi
 logger = logging.getLogger("shoal.shard")
 
 _PORT = struct.Struct("<H")
+_ONE_MACHINE = "shoal/one_machine"
 # Deaths are ours to notice: torch's own watch would end the process before it said why.
 _ENVIRONMENT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
@@ -74,6 +75,9 @@ class DeviceGroup:
             os.environ.setdefault(name, value)
         try:
             store = _meet(rank, size, sockets, timeout_s)
+            if _is_one_machine(rank, sockets, store):
+                # By itself NCCL meets on an address that the whole network reaches.
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
             dist.init_process_group(
                 backend,
                 store=store,
@@ -182,6 +186,14 @@ def _meet(rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: flo
         found += data
     host = _host(sockets[0].getpeername())
     return TCPStore(host, _PORT.unpack(found)[0], size, False, timeout)
+
+
+def _is_one_machine(rank: int, sockets: Sequence[socket.socket], store: TCPStore) -> bool:
+    """Whether every rank is on rank 0's machine, which rank 0 sees by its sockets and tells."""
+    if rank == 0:
+        is_near = all(connected.family == socket.AF_UNIX for connected in sockets)
+        store.set(_ONE_MACHINE, str(int(is_near)))
+    return bytes(store.get(_ONE_MACHINE)) == b"1"
 
 
 def _host(address: Any) -> str:

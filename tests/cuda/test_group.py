@@ -9,7 +9,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from serve.shards.nccl import _meet
+import pytest
+
+from serve.shards.nccl import _is_one_machine, _meet
 
 SIZE = 3
 
@@ -25,6 +27,36 @@ def test_the_store_of_the_ranks_of_one_machine_is_out_of_reach_for_others() -> N
         listening = [line.split()[1] for line in lines.splitlines() if line.split()[3] == "0A"]
         found = [address for address in listening if address.endswith(f":{store.port:04X}")]
         assert found == [f"0100007F:{store.port:04X}"]
+
+
+def _connect(kind: str) -> tuple[socket.socket, socket.socket]:
+    if kind == "unix":
+        return socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        return listener.accept()[0], far
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_one"), [(["unix", "unix"], True), (["unix", "tcp"], False), (["tcp"], False)]
+)
+def test_every_rank_knows_whether_all_are_on_one_machine(kinds: list[str], is_one: bool) -> None:
+    """A rank beside rank 0 must not choose the loopback where another one is far away."""
+    pairs = [_connect(kind) for kind in kinds]
+    size = 1 + len(pairs)
+
+    stores = []  # rank 0's is there for as long as somebody asks
+
+    def find(rank: int) -> bool:
+        sockets = [near for near, _ in pairs] if rank == 0 else [pairs[rank - 1][1]]
+        stores.append(_meet(rank, size, sockets, 30.0))
+        return _is_one_machine(rank, sockets, stores[-1])
+
+    with ThreadPoolExecutor(size) as threads:
+        assert list(threads.map(find, range(size))) == [is_one] * size
+    for pair in pairs:
+        for connected in pair:
+            connected.close()
 
 
 def test_ranks_sum_gather_and_notice_a_death() -> None:
