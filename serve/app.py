@@ -240,7 +240,6 @@ def _group_maker(settings: ModelArgs, replica_id: str) -> Any:
                     control_address=control_address,
                     secret=secret,
                     socket_dir=socket_dir,
-                    host=host,
                     log_level=settings.log_level,
                 )
                 for rank in range(size)

@@ -362,6 +362,10 @@ class ShardFailed(msgspec.Struct, frozen=True, array_like=True, tag=17):
     error: ErrorInfo
 
 
+class ShardBeat(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """From a ready shard, every heartbeat: its process runs."""
+
+
 class Peers(msgspec.Struct, frozen=True, array_like=True, tag=30):
     """From the replica to a shard, once all said hello: connect to each other."""
 
@@ -394,5 +398,6 @@ ShardMessage = (
     | Summary
     | LoadReport
     | ShardFailed
+    | ShardBeat
 )
 ReplicaMessage = Peers | Add | Drop | Shutdown

@@ -6,13 +6,14 @@ the actors and the token sockets around them are missing.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import secrets
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from serve.config import EngineConfig, HardwareConfig, ModelConfig
 from serve.engine.engine import Engine
 from serve.engine.ledger import StepResult
+from serve.errors import CollectiveError
 from serve.messages import GenerateRequest, Prompt, SamplingParams, StreamAddress
 from serve.shards.loading import LoadedShard, Progress, group_listener
 from serve.shards.spec import ShardSpec
@@ -40,10 +42,17 @@ class GroupOptions:
     max_running_sequences: int = 64
 
 
+class RankFailedError(Exception):
+    """A rank other than 0 failed; the message is its own error."""
+
+
 class LocalGroup:
     """A loaded engine. `close` (or leaving the context) ends the other ranks.
 
     `on_progress` is told how far rank 0's loading is.
+
+    Raises:
+        RankFailedError: another rank failed, here or in `run`.
     """
 
     def __init__(
@@ -53,11 +62,12 @@ class LocalGroup:
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-b-")
         listener, address = None, ""
         if options.num_ranks > 1:
-            listener, address = group_listener(self._folder.name, "127.0.0.1")
+            listener, address = group_listener(self._folder.name)
         specs = _specs(options, self._folder.name)
         self._others = [_start(spec, address) for spec in specs[1:]]
-        self.shard = _load(specs[0], listener, address, on_progress)
-        self.shard.warm_up()
+        with self._naming_failures():
+            self.shard = _load(specs[0], listener, address, on_progress)
+            self.shard.warm_up()
         self.engine: Engine = self.shard.make_engine()
         self._num_requests = 0
 
@@ -94,20 +104,30 @@ class LocalGroup:
     def run(self, on_result: Callable[[StepResult], None]) -> None:
         """Step until the engine is empty, as the engine loop does; each step is told."""
         engine = self.engine
-        while engine.has_work:
-            engine.start_step()
-            on_result(engine.take_result())
-            engine.finish_step()
+        with self._naming_failures():
+            while engine.has_work:
+                engine.start_step()
+                on_result(engine.take_result())
+                engine.finish_step()
 
     def close(self) -> None:
         """End every other rank, and leave nothing behind."""
-        close = getattr(self.shard.channel, "close", None)
-        if close is not None:
-            close()
+        self.shard.close()
         for process in self._others:
             process.terminate()
             process.wait()
         self._folder.cleanup()
+
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        """Rank 0 only sees that another one is gone: say why."""
+        try:
+            yield
+        except CollectiveError as exc:
+            found = sorted(Path(self._folder.name).glob("*.failure"))
+            if found:
+                raise RankFailedError("; ".join(path.read_text() for path in found)) from exc
+            raise
 
 
 def _specs(options: GroupOptions, folder: str) -> list[ShardSpec]:
@@ -158,7 +178,12 @@ def _start(spec: ShardSpec, address: str) -> subprocess.Popen[bytes]:
 def main() -> None:
     """A rank other than 0: follows until rank 0 ends."""
     spec: ShardSpec = pickle.loads(bytes.fromhex(sys.argv[1]))
-    _load(spec, None, sys.argv[2]).follow()
+    try:
+        _load(spec, None, sys.argv[2]).follow()
+    except Exception as exc:  # for rank 0 to read; the socket that tells it so ends after this
+        failure = Path(spec.socket_dir) / f"rank{spec.rank}.failure"
+        failure.write_text(f"rank {spec.rank}: {exc}")
+        raise
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ from serve.kernels import abi
 
 
 class Collectives(Protocol):
-    """The ranks of one model, seen from one of them."""
+    """The ranks of one model, seen from one of them.
+
+    Whoever is in a collective waits for the others as long as the group was made with, which is
+    for loading; `limit_silence` says how long from then on. Between collectives nobody waits.
+    """
 
     rank: int
     size: int
@@ -41,6 +45,13 @@ class Collectives(Protocol):
         """The same two collectives for C, float32 only; valid as long as this object lives.
 
         A function's 1 means that the group is broken: raise `failure()`.
+        """
+        ...
+
+    def limit_silence(self, timeout_s: float) -> None:
+        """From the next collective on, a rank that is waited for longer breaks the group.
+
+        Every rank calls this for itself, between two collectives.
         """
         ...
 
@@ -70,6 +81,9 @@ class SingleRank:
     def native(self) -> abi.Collectives:
         """A group of one, without functions: there is nobody to meet."""
         return abi.Collectives(rank=0, size=1)
+
+    def limit_silence(self, timeout_s: float) -> None:
+        """Nobody to wait for."""
 
     def failure(self) -> Exception:
         """Never asked: a group of one does not break."""

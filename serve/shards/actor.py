@@ -23,6 +23,7 @@ from serve.messages import (
     Add,
     Drop,
     Peers,
+    ShardBeat,
     ShardFailed,
     ShardHello,
     ShardProgress,
@@ -85,7 +86,7 @@ class Shard:
         began_s = time.monotonic()
         listener, group_address = (None, "")
         if spec.rank == 0 and spec.size > 1:
-            listener, group_address = group_listener(spec.socket_dir, spec.host)
+            listener, group_address = group_listener(spec.socket_dir)
         self._control.start(ShardHello(spec.secret, spec.rank, os.getpid(), group_address))
         if not self._has_peers.wait(PEERS_TIMEOUT_S):
             raise ReplicaLostError(f"the other shards did not start within {PEERS_TIMEOUT_S:g} s")
@@ -113,7 +114,6 @@ class Shard:
             streams=self._streams,
             control=self._control,
         )
-        self._control.call(self._beat)
         self._say_ready(shard)
         loop.run()
 
@@ -127,6 +127,7 @@ class Shard:
                 shard.phases_s,
             )
         )
+        self._control.call(self._beat)
 
     def _report_progress(self, phase: Any, num_bytes: int, num_total_bytes: int) -> None:
         self._control.send(ShardProgress(self._spec.rank, phase, num_bytes, num_total_bytes))
@@ -170,4 +171,5 @@ class Shard:
 
     def _beat(self) -> None:
         self._streams.beat()
+        self._control.send_now(ShardBeat())
         self._control.loop.call_later(HEARTBEAT_S, self._beat)

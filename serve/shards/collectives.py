@@ -29,6 +29,9 @@ from .tensor_collectives import Floats, TensorCollectives
 
 _HEADER = struct.Struct("<II")
 
+# How much longer a rank waits for rank 0, which may be waiting for a third one: it names that one.
+_PATIENCE = 1.25
+
 
 def make_collectives(
     rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: float
@@ -69,9 +72,10 @@ class LoopbackCollectives(TensorCollectives):
         assert len(sockets) == (size - 1 if rank == 0 else 1)
         super().__init__(rank, size)
         self._peers = [
-            _Peer(number, connected, timeout_s)
+            _Peer(number, connected)
             for number, connected in enumerate(sockets, start=1 if rank == 0 else 0)
         ]
+        self.limit_silence(timeout_s)
         self._sequence = 0
         self._failure: Exception = CollectiveError("this rank left the group")
         self._native = abi.Collectives(
@@ -84,6 +88,15 @@ class LoopbackCollectives(TensorCollectives):
     def native(self) -> abi.Collectives:
         """The same two collectives as C functions that call back into Python."""
         return self._native
+
+    def limit_silence(self, timeout_s: float) -> None:
+        """Break the group after this long a wait, from the next collective on.
+
+        Where there are three ranks or more, others than rank 0 wait a quarter longer.
+        """
+        may_wait_for_third = self.rank > 0 and self.size > 2
+        for peer in self._peers:
+            peer.limit_silence(timeout_s * _PATIENCE if may_wait_for_third else timeout_s)
 
     def failure(self) -> Exception:
         """What a callback raised before it returned 1."""
@@ -152,13 +165,17 @@ class LoopbackCollectives(TensorCollectives):
 class _Peer:
     """One connected rank."""
 
-    def __init__(self, rank: int, connected: socket.socket, timeout_s: float) -> None:
+    def __init__(self, rank: int, connected: socket.socket) -> None:
         self._rank = rank
         self._socket = connected
-        self._timeout_s = timeout_s
-        connected.settimeout(timeout_s)
+        self._timeout_s = 0.0
         if connected.family in (socket.AF_INET, socket.AF_INET6):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def limit_silence(self, timeout_s: float) -> None:
+        """Wait no longer than this for the other end to send or to receive."""
+        self._timeout_s = timeout_s
+        self._socket.settimeout(timeout_s)
 
     def send(self, sequence: int, values: Floats) -> None:
         """Send contiguous values."""

@@ -2,7 +2,9 @@
 
 Runs in the replica's process, on its event loop, without torch. A group is made once and thrown
 away whole: after the loss of any shard nothing of it is reused. Three signs of a death, whichever
-comes first: the end of a control socket, the sentinel call's error, a shard's own last word.
+comes first: the end of a control socket, the sentinel call's error, a shard's own last word. A
+shard that neither dies nor runs (a process that was stopped, a machine that is paused) is known by
+its silence: a ready one says every heartbeat that it runs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import msgspec
 from serve.errors import ErrorInfo, NotReadyError, ReplicaLostError, from_info
 from serve.messages import (
     Peers,
+    ShardBeat,
     ShardFailed,
     ShardHello,
     ShardMessage,
@@ -38,6 +41,7 @@ _decoder: msgspec.msgpack.Decoder[ShardMessage] = msgspec.msgpack.Decoder(ShardM
 
 # A shard that dies of a dead neighbour says so too: wait this long for the one with the cause.
 ROOT_CAUSE_WAIT_S = 0.3
+NUM_SILENCE_CHECKS = 60  # within the time that a shard may be silent
 
 
 class ShardHandle(Protocol):
@@ -91,6 +95,7 @@ class ShardGroup:
         self._ready: dict[int, ShardReady] = {}
         self._failures: list[ErrorInfo] = []
         self._num_shards = 0
+        self._silence_s = 0.0
         self._is_ready: asyncio.Future[None] | None = None
         self.is_over = False
 
@@ -108,6 +113,7 @@ class ShardGroup:
         self._is_ready = asyncio.get_running_loop().create_future()
         specs = self._make_specs(await self._listen(), self._secret)
         self._num_shards = len(specs)
+        self._silence_s = specs[0].silence_s
         for spec in specs:
             shard = await asyncio.to_thread(self._start_shard, spec)
             self._shards.append(shard)
@@ -178,7 +184,7 @@ class ShardGroup:
         elif isinstance(message, ShardFailed):
             self._failures.append(message.error)
             self._lose(message.error)
-        else:
+        elif not isinstance(message, ShardBeat):
             self._on_message(message)
 
     def _check_ready(self) -> None:
@@ -186,6 +192,17 @@ class ShardGroup:
         is_complete = len(self._ready) == self._num_shards and not self.is_over
         if is_complete and future is not None and not future.done():
             future.set_result(None)
+            self._check_silence()
+
+    def _check_silence(self) -> None:
+        loop = asyncio.get_running_loop()
+        for connection, rank in self._connections.items():
+            if loop.time() - connection.last_received_s > self._silence_s:
+                silent = f"shard {rank} was silent for {self._silence_s:g} s"
+                self._lose(ErrorInfo(ReplicaLostError.code, silent))
+                return
+        if not self.is_over:
+            loop.call_later(self._silence_s / NUM_SILENCE_CHECKS, self._check_silence)
 
     def _greet(self, connection: Connection, message: Any) -> None:
         self._strangers.discard(connection)

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,12 +31,16 @@ from serve.transport.address import Address, listen_blocking
 from serve.transport.rendezvous import accept_ranks, dial_root
 from serve.transport.step_channel import StepReceiver, StepSender
 
+if TYPE_CHECKING:
+    from serve.model.tensor_parallel import Collectives
+
 Progress = Callable[[str, int, int], None]
 
 PEER_TIMEOUT_S = 60.0
+_LAST_WARM_UP_STEP_ID = 2
 
 
-def group_listener(socket_dir: str, host: str) -> tuple[socket.socket, str]:
+def group_listener(socket_dir: str) -> tuple[socket.socket, str]:
     """Where the other ranks dial rank 0: a Unix socket of a random name."""
     wanted = Address(path=os.path.join(socket_dir, f"g{secrets.token_hex(6)}"))
     listener, address = listen_blocking(wanted)
@@ -60,10 +64,16 @@ class _GroupRunner:
 
 @dataclass(slots=True)
 class LoadedShard:
-    """One rank, ready for its first step; `phases_s` tells how long each phase of start-up took."""
+    """One rank, ready for its first step; `phases_s` tells how long each phase of start-up took.
+
+    Ranks load at speeds of their own, so they wait for each other as long as a start may take.
+    From the end of the warm-up on they wait for `spec.silence_s`, and only within a step; an idle
+    group may be silent for ever. `collectives` is None where no model is loaded.
+    """
 
     spec: ShardSpec
     runner: Any
+    collectives: Collectives | None
     channel: StepSender | StepReceiver
     num_total_blocks: int
     num_weight_bytes: int
@@ -91,10 +101,17 @@ class LoadedShard:
         on_progress("connect", 0, 0)
         step_sockets, collective_sockets = _connect(spec, listener, group_address)
         phases_s["connect"] = time.monotonic() - began_s - sum(phases_s.values())
-        runner, facts = _load_runner(spec, collective_sockets, on_progress)
+        runner, collectives, facts = _load_runner(spec, collective_sockets, on_progress)
         phases_s["weights"] = time.monotonic() - began_s - sum(phases_s.values())
         channel = StepSender(step_sockets) if spec.rank == 0 else StepReceiver(step_sockets[0])
-        return cls(spec=spec, runner=runner, channel=channel, phases_s=phases_s, **facts)
+        return cls(
+            spec=spec,
+            runner=runner,
+            collectives=collectives,
+            channel=channel,
+            phases_s=phases_s,
+            **facts,
+        )
 
     def warm_up(self) -> None:
         """Rank 0: one real prefill and one decode on every rank, so that the first request is fast.
@@ -111,7 +128,8 @@ class LoadedShard:
         if num_tokens < block_size:
             slots, token_ids = array("i", [0]).tobytes(), array("i", first.token_ids).tobytes()
             self._run_step(StepInput(1, [], [], [], slots, token_ids, []))
-        self._run_step(StepInput(2, [0], [], [], b"", b"", []))
+        self._run_step(StepInput(_LAST_WARM_UP_STEP_ID, [0], [], [], b"", b"", []))
+        self._limit_silence()
         self.phases_s["warm_up"] = time.monotonic() - began_s
 
     def make_engine(self) -> Engine:
@@ -137,9 +155,28 @@ class LoadedShard:
     def follow(self) -> None:
         """Other ranks: take part in every step until rank 0 closes the channel."""
         assert isinstance(self.channel, StepReceiver)
-        for step in self.channel.steps():
-            self.runner.start(step)
-            self.runner.sample({})
+        steps = self.channel.steps()
+        for step in steps:
+            self._take_part(step)
+            if step.step_id == _LAST_WARM_UP_STEP_ID:
+                break
+        self._limit_silence()
+        for step in steps:
+            self._take_part(step)
+
+    def close(self) -> None:
+        """Leave the group where the process goes on; otherwise its end is enough."""
+        self.channel.close()
+        if self.collectives is not None:
+            self.collectives.close()
+
+    def _limit_silence(self) -> None:
+        if self.collectives is not None:
+            self.collectives.limit_silence(self.spec.silence_s)
+
+    def _take_part(self, step: StepInput) -> None:
+        self.runner.start(step)
+        self.runner.sample({})
 
     def _run_step(self, step: StepInput) -> StepOutput:
         runner = self._group_runner()
@@ -185,10 +222,11 @@ def _folder(model: ModelConfig) -> Path:
 
 def _load_runner(
     spec: ShardSpec, sockets: list[socket.socket], on_progress: Progress
-) -> tuple[Any, dict[str, int]]:
+) -> tuple[Any, Collectives | None, dict[str, int]]:
     model = spec.model
     if model.stand_in is not None:
-        return _load_stand_in(spec)
+        runner, facts = _load_stand_in(spec)
+        return runner, None, facts
     # Imported here so that a stand-in needs no torch.
     from serve.runner.loading import load_runner
 
@@ -226,10 +264,12 @@ def _load_runner(
             "vocab_size",
         )
     }
-    return runner, facts
+    return runner, collectives, facts
 
 
-def _meet(spec: ShardSpec, sockets: list[socket.socket]) -> tuple[Any, Callable[[], None] | None]:
+def _meet(
+    spec: ShardSpec, sockets: list[socket.socket]
+) -> tuple[Collectives, Callable[[], None] | None]:
     """The rank's collectives, and for ranks on GPUs what raises when their group is broken."""
     timeout_s = spec.model.build_timeout_s
     if spec.hardware.device == "cpu" or spec.size == 1:

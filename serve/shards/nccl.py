@@ -4,7 +4,9 @@ Not the handshake (`serve.transport.rendezvous`): the ranks have found each othe
 between them stay open. The one decision behind it: NCCL alone does not notice a dead rank, it waits
 in a kernel for ever; so a thread of each rank watches the sockets, whose end comes within
 milliseconds of a death, and breaks the group: kernels are aborted, and whoever waits for the device
-asks `check`, which raises.
+asks `check`, which raises. A rank that hangs is `check`'s to notice as well: torch's own limit
+(`torch.distributed.set_timeout`) ends the process instead of raising, and does not see collectives
+inside CUDA graphs.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import math
 import os
 import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,6 +36,8 @@ logger = logging.getLogger("shoal.shard")
 
 _PORT = struct.Struct("<H")
 _ONE_MACHINE = "shoal/one_machine"
+# Who waits for the device asks `check` many times a millisecond; after a pause it is another wait.
+_PAUSE_S = 1.0
 # Deaths are ours to notice: torch's own watch would end the process before it said why.
 _ENVIRONMENT = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
@@ -71,6 +77,8 @@ class DeviceGroup:
         self._sockets = list(sockets)
         self._failure: CollectiveError | None = None
         self._is_closed = False
+        self._silence_s = math.inf
+        self._waits_since_s = self._checked_s = 0.0
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
@@ -111,16 +119,29 @@ class DeviceGroup:
         """There are none: the C decoder computes on a CPU."""
         raise CollectiveError("a group of GPUs has no collectives for C")
 
+    def limit_silence(self, timeout_s: float) -> None:
+        """Break the group when one wait for the device takes longer; until now none was too long.
+
+        Only who asks `check` while waiting notices, that is rank 0.
+        """
+        self._silence_s = timeout_s
+
     def failure(self) -> Exception:
         """Why the group is broken."""
         return self._failure or CollectiveError("this rank left the group")
 
     def check(self) -> None:
-        """Nothing, while every rank is there.
+        """Nothing, while every rank is there; asked again and again while waiting for the device.
 
         Raises:
-            CollectiveError: one is gone, or this one left.
+            CollectiveError: one is gone or was silent for too long, or this one left.
         """
+        now_s = time.monotonic()
+        if now_s - self._checked_s > _PAUSE_S:
+            self._waits_since_s = now_s
+        self._checked_s = now_s
+        if now_s - self._waits_since_s > self._silence_s:
+            self._lose(f"{self._others()} was silent for {self._silence_s:g} s")
         if self._failure is not None or self._is_closed:
             raise self.failure()
 
@@ -132,6 +153,7 @@ class DeviceGroup:
                 connected.shutdown(socket.SHUT_RDWR)
 
     def _call(self, collective: Any, *tensors: Tensor) -> None:
+        self._waits_since_s = time.monotonic()
         try:
             collective(*tensors)
         except RuntimeError as exc:
@@ -148,12 +170,17 @@ class DeviceGroup:
                 selector.register(connected, selectors.EVENT_READ, number)
             number = selector.select()[0][0].data
         lost = number + 1 if self.rank == 0 else 0
-        if self._is_closed:
-            return
+        if not self._is_closed:
+            self._lose(f"rank {lost} is gone: its socket ended")
+
+    def _lose(self, reason: str) -> None:
         if self._failure is None:
-            self._failure = CollectiveError(f"rank {lost} is gone: its socket ended")
+            self._failure = CollectiveError(reason)
         self.close()
         _abort()
+
+    def _others(self) -> str:
+        return f"rank {1 - self.rank}" if self.size == 2 else "one of the other ranks"
 
 
 def _meet(rank: int, size: int, sockets: Sequence[socket.socket], timeout_s: float) -> TCPStore:

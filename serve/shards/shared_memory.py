@@ -69,6 +69,11 @@ class SharedMemoryCollectives(TensorCollectives):
         """The same two collectives as C functions."""
         return self._group.native()
 
+    def limit_silence(self, timeout_s: float) -> None:
+        """Break the group after this long a wait, from the next collective on."""
+        self._timeout_s = timeout_s
+        self._group.limit_silence(timeout_s)
+
     def failure(self) -> CollectiveError:
         """Why the group is broken, as the first rank that noticed has it."""
         reason, rank = self._group.failure()

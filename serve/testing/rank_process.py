@@ -18,12 +18,23 @@ import torch
 
 from serve.errors import CollectiveError
 from serve.shards.collectives import make_collectives
+from serve.testing.ranks import MakeCollectives
 
 _PATIENCE_S = 60.0
 
 
 class RankProcess:
-    """One rank in a process of its own; `cores` is how many of the machine's it may use."""
+    """One rank in a process of its own.
+
+    Args:
+        rank: this rank.
+        size: ranks in the group.
+        sockets: on rank 0 those of the others, in order; elsewhere rank 0's alone.
+        timeout_s: what the group is made with.
+        silence_s: what it is limited to once the ranks have met; None: never.
+        cores: how many of the machine's it may use.
+        make: makes the collectives.
+    """
 
     def __init__(
         self,
@@ -32,13 +43,17 @@ class RankProcess:
         sockets: Sequence[socket.socket],
         *,
         timeout_s: float,
-        cores: int | None = None,
+        silence_s: float | None,
+        cores: int | None,
+        make: MakeCollectives,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self._pipe, far = context.Pipe()
         self._process = context.Process(
-            target=_take_part, args=(far, rank, size, list(sockets), timeout_s, cores), daemon=True
+            target=_take_part,
+            args=(far, rank, size, list(sockets), timeout_s, silence_s, cores, make),
+            daemon=True,
         )
         self._process.start()
         far.close()
@@ -75,13 +90,26 @@ class RankProcess:
 
 
 def rank_processes(
-    size: int, *, timeout_s: float = _PATIENCE_S, cores: int | None = None
+    size: int,
+    *,
+    timeout_s: float = _PATIENCE_S,
+    silence_s: float | None = None,
+    cores: int | None = None,
+    make: MakeCollectives = make_collectives,
 ) -> list[RankProcess]:
     """A group of `size` ranks, each in a process of its own."""
     pairs = [socket.socketpair() for _ in range(size - 1)]
     sockets = [[near for near, _ in pairs], *([far] for _, far in pairs)]
     ranks = [
-        RankProcess(rank, size, connected, timeout_s=timeout_s, cores=cores)
+        RankProcess(
+            rank,
+            size,
+            connected,
+            timeout_s=timeout_s,
+            silence_s=silence_s,
+            cores=cores,
+            make=make,
+        )
         for rank, connected in enumerate(sockets)
     ]
     for near, far in pairs:
@@ -96,11 +124,15 @@ def _take_part(
     size: int,
     sockets: list[socket.socket],
     timeout_s: float,
+    silence_s: float | None,
     cores: int | None,
+    make: MakeCollectives,
 ) -> None:
     if cores is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    collectives = make_collectives(rank, size, sockets, timeout_s)
+    collectives = make(rank, size, sockets, timeout_s)
+    if silence_s is not None:
+        collectives.limit_silence(silence_s)
     pipe.send(type(collectives).__name__)
     while True:
         values, rounds = pipe.recv()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from serve.testing.rank_process import RankProcess, rank_processes
+from serve.testing.ranks import over_sockets
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -16,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("kernels")
 @pytest.fixture
 def ranks(request: pytest.FixtureRequest) -> Iterator[list[RankProcess]]:
     ranks = rank_processes(**request.param)
-    assert [rank.meets_in() for rank in ranks] == ["SharedMemoryCollectives"] * len(ranks)
+    is_over_sockets = request.param.get("make") is over_sockets
+    kind = "LoopbackCollectives" if is_over_sockets else "SharedMemoryCollectives"
+    assert [rank.meets_in() for rank in ranks] == [kind] * len(ranks)
     yield ranks
     for rank in ranks:
         rank.kill()
@@ -53,6 +56,39 @@ def test_a_stopped_rank_runs_into_the_time_out(ranks):
     assert ranks[0].answer() == "rank 1 was silent for 0.5 s"
 
 
+@pytest.mark.parametrize("ranks", [{"size": 3, "silence_s": 1.0}], indirect=True)
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_frozen_after_the_start_is_named_at_the_limit_by_all(ranks, victim):
+    _sum_once(ranks)
+    ranks[victim].signal(signal.SIGSTOP)
+    rest = [rank for rank in ranks if rank is not ranks[victim]]
+    for rank in rest:
+        rank.all_reduce(np.ones(896, np.float32))
+    assert [rank.answer() for rank in rest] == [f"rank {victim} was silent for 1 s"] * 2
+
+
+@pytest.mark.parametrize(
+    "ranks", [{"size": 3, "silence_s": 1.0, "make": over_sockets}], indirect=True
+)
+def test_over_sockets_rank_0_names_the_frozen_rank_and_ends_the_others(ranks):
+    _sum_once(ranks)
+    ranks[2].signal(signal.SIGSTOP)
+    for rank in ranks[:2]:
+        rank.all_reduce(np.ones(896, np.float32))
+    answers = [rank.answer() for rank in ranks[:2]]
+    assert answers == ["rank 2 was silent for 1 s", "rank 0 is gone: its socket ended"]
+
+
+@pytest.mark.parametrize(
+    "ranks", [{"size": 2, "silence_s": 0.5, "make": over_sockets}], indirect=True
+)
+def test_over_sockets_a_frozen_rank_0_is_noticed_too(ranks):
+    _sum_once(ranks)
+    ranks[0].signal(signal.SIGSTOP)
+    ranks[1].all_reduce(np.ones(896, np.float32))
+    assert ranks[1].answer() == "rank 0 was silent for 0.5 s"
+
+
 @pytest.mark.parametrize("ranks", [{"size": 4, "cores": 1}], indirect=True)
 def test_four_ranks_on_one_core_get_the_sum(ranks):
     values = [np.full(5120, 10.0**rank, np.float32) for rank in range(4)]
@@ -60,3 +96,10 @@ def test_four_ranks_on_one_core_get_the_sum(ranks):
         rank.all_reduce(x, rounds=300)
     sums = [rank.answer() for rank in ranks]
     assert all(np.array_equal(found, np.full(5120, 1111, np.float32)) for found in sums)
+
+
+def _sum_once(ranks: list[RankProcess]) -> None:
+    for rank in ranks:
+        rank.all_reduce(np.ones(3, np.float32))
+    for rank in ranks:
+        assert np.array_equal(rank.answer(), np.full(3, len(ranks), np.float32))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -26,7 +27,7 @@ from serve.messages import (
     Summary,
 )
 from serve.shards.group import ShardGroup
-from serve.shards.spec import ShardSpec
+from serve.shards.spec import SILENCE_S, ShardSpec
 from serve.testing.checkpoints import add_demo_tokenizer, make_checkpoint
 
 _MAIN = """
@@ -56,7 +57,7 @@ class _Process:
 class _World:
     """A group, the token sockets of one ingress, and what both have heard."""
 
-    def __init__(self, folder: Path, model: ModelConfig, size: int) -> None:
+    def __init__(self, folder: Path, model: ModelConfig, size: int, silence_s: float) -> None:
         self.messages: list[Any] = []
         self.progress: list[ShardProgress] = []
         self.lost: list[ErrorInfo] = []
@@ -71,7 +72,17 @@ class _World:
         def specs(control_address: str, secret: bytes) -> list[ShardSpec]:
             hardware = HardwareConfig(threads_per_shard=1)
             return [
-                ShardSpec(model, hardware, rank, size, "r1", control_address, secret, str(folder))
+                ShardSpec(
+                    model,
+                    hardware,
+                    rank,
+                    size,
+                    "r1",
+                    control_address,
+                    secret,
+                    str(folder),
+                    silence_s,
+                )
                 for rank in range(size)
             ]
 
@@ -122,10 +133,15 @@ def _model(folder: Path, *, step_ms: float | None, path: Path | None = None) -> 
 
 
 def _run(
-    folder: Path, model: ModelConfig, size: int, test: Callable[[_World], Awaitable[None]]
+    folder: Path,
+    model: ModelConfig,
+    size: int,
+    test: Callable[[_World], Awaitable[None]],
+    *,
+    silence_s: float = SILENCE_S,
 ) -> None:
     async def main() -> None:
-        world = _World(folder, model, size)
+        world = _World(folder, model, size, silence_s)
         await world.sockets.start()
         try:
             async with asyncio.timeout(60):
@@ -188,6 +204,22 @@ def test_the_loss_of_any_rank_ends_the_stream_and_the_group_once(tmp_path: Path,
         assert len(world.lost) == 1
 
     _run(tmp_path, _model(tmp_path, step_ms=5), 2, test)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_shard_frozen_while_nobody_asks_is_lost_at_the_limit_by_its_rank(
+    tmp_path: Path, rank: int
+) -> None:
+    async def test(world: _World) -> None:
+        await world.group.start(timeout_s=50)
+        world.processes[rank].process.send_signal(signal.SIGSTOP)
+        await _until(lambda: world.lost)
+        world.group.stop()
+        for process in world.processes:
+            await asyncio.to_thread(process.process.wait, 10)
+        assert [error.message for error in world.lost] == [f"shard {rank} was silent for 2 s"]
+
+    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test, silence_s=2.0)
 
 
 def test_shards_whose_replica_is_gone_end_their_streams_and_leave(tmp_path: Path) -> None:
