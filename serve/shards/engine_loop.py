@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import NoReturn
 
 from serve.engine.engine import Engine
 from serve.engine.ledger import StepResult
@@ -23,7 +24,7 @@ GIL_SWITCH_S = 0.0005
 
 
 class EngineLoop:
-    """Runs `engine` until the inbox is closed.
+    """Runs `engine` for as long as the process lives.
 
     Whoever ends a request, the replica hears exactly one `Summary` (or `Refused`) of it.
     """
@@ -42,11 +43,15 @@ class EngineLoop:
         self._control = control
         self._last_report_s = 0.0
 
-    def run(self) -> None:
-        """Step while there is work, sleep while there is none; returns when the inbox closes."""
+    def run(self) -> NoReturn:
+        """Step while there is work, sleep while there is none.
+
+        Raises:
+            CollectiveError: a rank is gone, or was silent for too long.
+        """
         sys.setswitchinterval(GIL_SWITCH_S)
         engine, inbox = self._engine, self._inbox
-        while not inbox.is_closed:
+        while True:
             if not engine.has_work:
                 inbox.wait()
             self._take_orders()

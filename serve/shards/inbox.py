@@ -10,32 +10,24 @@ Item = TypeVar("Item")
 
 
 class Inbox(Generic[Item]):
-    """Many writers, one reader; closing it wakes the reader."""
+    """Many writers, one reader."""
 
     def __init__(self) -> None:
         self._items: deque[Item] = deque()
         self._is_filled = threading.Event()
-        self.is_closed = False
 
     def put(self, item: Item) -> None:
         """Add an item; never blocks."""
         self._items.append(item)
         self._is_filled.set()
 
-    def close(self) -> None:
-        """No more steps: the reader returns from its wait."""
-        self.is_closed = True
-        self._is_filled.set()
-
     def wait(self) -> None:
-        """Block until there is an item or the inbox is closed."""
+        """Block until there is an item."""
         self._is_filled.wait()
 
     def take_all(self) -> list[Item]:
         """Everything that is there, oldest first; may be empty."""
         self._is_filled.clear()
-        if self.is_closed:
-            self._is_filled.set()
         items = []
         while self._items:
             items.append(self._items.popleft())

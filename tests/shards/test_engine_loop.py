@@ -17,6 +17,18 @@ from serve.testing.drive import generate_request
 from serve.testing.stand_in import StandInRunner
 
 
+class NothingLeftError(Exception):
+    """The engine thread would sleep from here on."""
+
+
+class EndingInbox(Inbox[Add | Drop]):
+    """Where a shard would sleep until the next request, the test is over."""
+
+    def wait(self) -> None:
+        if not self._is_filled.is_set():
+            raise NothingLeftError
+
+
 class World(StandInRunner):
     """Runner, control link, token streams and inbox in one, so that `log` is one order of events.
 
@@ -27,7 +39,7 @@ class World(StandInRunner):
         super().__init__(0.0, 64, 1000)
         self.log: list[Any] = []
         self.summaries: list[Summary] = []
-        self.inbox: Inbox[Add | Drop] = Inbox()
+        self.inbox: Inbox[Add | Drop] = EndingInbox()
         self._on_sample = on_sample
 
     def start(self, step: StepInput) -> None:
@@ -48,7 +60,6 @@ class World(StandInRunner):
     def send_now(self, message: object) -> None:
         if isinstance(message, Summary):
             self.summaries.append(message)
-            self.inbox.close()
 
     def deliver(self, deltas: list[TokenDelta], load: Load) -> None:
         self.log += [("told", delta.start, delta.finish_reason) for delta in deltas]
@@ -69,12 +80,14 @@ class World(StandInRunner):
             eos_token_ids=(0,),
             lookahead=lookahead,
         )
-        EngineLoop(
+        loop = EngineLoop(
             engine=Engine(self, settings),
             inbox=self.inbox,
             streams=cast(TokenStreams, self),
             control=cast(ControlLink, self),
-        ).run()
+        )
+        with pytest.raises(NothingLeftError):
+            loop.run()
 
 
 def test_a_step_s_tokens_are_told_while_the_next_one_runs() -> None:
@@ -159,10 +172,7 @@ def test_an_idle_engine_sleeps_and_finishes_every_step_first(lookahead: bool) ->
             elif self.num_waits == 2:
                 self.put(Drop(7))
             else:
-                super().close()
-
-        def close(self) -> None:
-            """A summary is not the end here."""
+                raise NothingLeftError
 
     world = World(lambda world, number: None)
     world.inbox = inbox = Waking()
