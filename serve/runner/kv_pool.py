@@ -8,8 +8,11 @@ until it is used.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import psutil
 import torch
 
 from serve.catalog import ModelShape, num_shard_kv_heads
@@ -22,12 +25,16 @@ from serve.limits import available_memory_bytes, read_limits
 # Share of the memory that is free after the weights are loaded, and the most that auto takes.
 _AUTO_MEMORY_SHARE = 0.4
 _AUTO_MAX_TOKENS = 131_072
+_GB = 1e9
 
 
 class KVPool:
     """Keys and values of `num_blocks` blocks of `block_size` slots, in torch.
 
     The last slot, which no block contains, is zero: attention reads it as padding.
+
+    Raises:
+        ConfigurationError: the system does not give as much memory.
     """
 
     def __init__(
@@ -42,8 +49,10 @@ class KVPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         dims = (num_shard_kv_heads(shape, size), num_blocks * block_size + 1, shape.head_dim)
-        self.keys = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
-        self.values = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
+        num_bytes = 2 * shape.num_layers * math.prod(dims) * dtype.itemsize
+        with _taking(num_bytes, num_blocks):
+            self.keys = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
+            self.values = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
         for cache in (*self.keys, *self.values):
             cache[:, -1].zero_()
 
@@ -76,16 +85,36 @@ class NativeKVPool:
         self.num_blocks = num_blocks
         self.block_stride = 2 * num_layers + 1
         num_bytes = num_blocks * self.block_stride * unit_bytes
-        try:
+        with _taking(num_bytes, num_blocks):
             self._memory = AlignedMemory(num_bytes)
-        except (OSError, OverflowError) as exc:
-            raise ConfigurationError(
-                f"a KV cache of {num_blocks} blocks takes {num_bytes / 1e9:.1f} GB a shard, more"
-                " than this machine gives: lower engine.kv_cache_tokens"
-            ) from exc
         keys = [self._memory.address + 2 * layer * unit_bytes for layer in range(num_layers)]
         self.caches: Sequence[tuple[int, int]] = [(start, start + unit_bytes) for start in keys]
         """By layer, where block 0's keys and its values lie."""
+
+
+@contextmanager
+def _taking(num_bytes: int, num_blocks: int) -> Iterator[None]:
+    """Say in plain words that a pool's memory, taken inside, is not to be had.
+
+    What is taken is only promised: more than all memory would be missed when it is used.
+    """
+    try:
+        if num_bytes > _all_memory_bytes():
+            raise MemoryError
+        yield
+    except (MemoryError, OSError, OverflowError, RuntimeError) as exc:  # the last is torch's
+        raise ConfigurationError(
+            f"a KV cache of {num_blocks} blocks takes {num_bytes / _GB:.1f} GB a shard, more than"
+            f" this machine gives ({_all_memory_bytes() / _GB:.1f} GB in all,"
+            f" {available_memory_bytes(read_limits()) / _GB:.1f} GB free): lower"
+            " engine.kv_cache_tokens, or leave it out for what memory allows"
+        ) from exc
+
+
+def _all_memory_bytes() -> int:
+    """The machine's memory, or what a container may have of it."""
+    most = int(psutil.virtual_memory().total)
+    return min(most, read_limits().memory_bytes or most)
 
 
 def auto_kv_cache_tokens(shape: ModelShape, *, size: int, dtype: torch.dtype) -> int:

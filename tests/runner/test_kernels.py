@@ -106,7 +106,15 @@ def test_ranks_of_which_one_alone_computes_in_torch_refuse_to_start(
     )
 
 
-def test_a_cache_beyond_the_systems_memory_is_refused_by_its_size(checkpoint: Path, isa: Kernels):
-    reason = "takes .* GB a shard, more than this machine gives: lower engine.kv_cache_tokens"
+@pytest.mark.parametrize("is_promised", [False, True])
+def test_a_cache_beyond_the_systems_memory_is_refused_by_its_size(
+    checkpoint: Path, kernels: Kernels, monkeypatch: pytest.MonkeyPatch, is_promised: bool
+):
+    if is_promised:  # so that the system itself refuses
+        monkeypatch.setattr("serve.runner.kv_pool._all_memory_bytes", lambda: 1 << 80)
+    reason = (
+        r"a KV cache of \d+ blocks takes [\d.]+ GB a shard, more than this machine gives"
+        r" \([\d.]+ GB in all, [\d.]+ GB free\): lower engine.kv_cache_tokens"
+    )
     with pytest.raises(ConfigurationError, match=reason):
-        _load(checkpoint, kernels=isa, kv_cache_tokens=2**44)
+        _load(checkpoint, kernels=kernels, kv_cache_tokens=2**44)
