@@ -1,4 +1,7 @@
-"""One rank of `test_group.py`, in a process of its own: rank, size, file descriptors of sockets."""
+"""One rank of `test_group.py`, in a process of its own: rank, size, file descriptors of sockets.
+
+After the collectives it is told by a line how long a wait may take, or to die.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,12 @@ def main() -> None:
     total = group.all_reduce(torch.tensor([1.0, 10.0]) * (rank + 1))
     gathered = group.gather_last_dim(torch.full((2, 2), float(rank)))
     print(total.tolist(), None if gathered is None else gathered.tolist(), flush=True)
-    sys.stdin.readline()
-    if rank == size - 1:
+    order = sys.stdin.readline().strip()
+    if order == "die":
         os._exit(9)
+    group.limit_silence(float(order))
+    group.check()
+    time.sleep(1.5)  # idle, for longer than a wait may take
     try:
         while True:
             group.check()

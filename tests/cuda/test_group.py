@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -59,9 +60,9 @@ def test_every_rank_knows_whether_all_are_on_one_machine(kinds: list[str], is_on
             connected.close()
 
 
-def test_ranks_sum_gather_and_notice_a_death() -> None:
-    """The last rank dies: rank 0 sees its socket end and leaves, and so does rank 1."""
-    pairs = [socket.socketpair() for _ in range(SIZE - 1)]
+def _start(size: int) -> list[subprocess.Popen[str]]:
+    """The ranks of a group, each about to say what its collectives gave."""
+    pairs = [socket.socketpair() for _ in range(size - 1)]
     ends = [[near for near, _ in pairs], *([far] for _, far in pairs)]
     root = Path(__file__).parents[2]
     ranks = []
@@ -70,7 +71,7 @@ def test_ranks_sum_gather_and_notice_a_death() -> None:
         command = [sys.executable, str(Path(__file__).parent / "group_rank.py"), str(rank)]
         ranks.append(
             subprocess.Popen(
-                [*command, str(SIZE), *map(str, numbers)],
+                [*command, str(size), *map(str, numbers)],
                 pass_fds=numbers,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -82,16 +83,41 @@ def test_ranks_sum_gather_and_notice_a_death() -> None:
     for sockets in ends:
         for one in sockets:
             one.close()
-    found = []
-    for process in ranks:
-        assert process.stdout is not None
-        found.append(process.stdout.readline())
-    for process in reversed(ranks):
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    return ranks
+
+
+def _read(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def _order(process: subprocess.Popen[str], order: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{order}\n")
+    process.stdin.flush()
+
+
+def test_ranks_sum_gather_and_notice_a_death() -> None:
+    """The last rank dies: rank 0 sees its socket end and leaves, and so does rank 1."""
+    ranks = _start(SIZE)
+    found = [_read(process) for process in ranks]
+    for process in ranks[:-1]:
+        _order(process, "60")
+    _order(ranks[-1], "die")
     results = [process.communicate(timeout=60) for process in ranks]
     everything = [[0.0, 0.0, 1.0, 1.0, 2.0, 2.0]] * 2
     assert found == [f"[6.0, 60.0] {everything}\n", *["[6.0, 60.0] None\n"] * 2], results
     assert results[0][0] == f"rank {SIZE - 1} is gone: its socket ended\n", results
     assert results[1][0] == "rank 0 is gone: its socket ended\n", results
+
+
+def test_a_wait_that_takes_too_long_names_the_silent_rank_and_an_idle_group_is_fine() -> None:
+    ranks = _start(2)
+    for process in ranks:
+        _read(process)
+    ranks[1].send_signal(signal.SIGSTOP)
+    _order(ranks[0], "1")
+    found = ranks[0].communicate(timeout=60)
+    ranks[1].kill()
+    ranks[1].communicate(timeout=60)
+    assert found[0] == "rank 1 was silent for 1 s\n", found
