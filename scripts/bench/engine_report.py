@@ -173,9 +173,12 @@ def results(
         "cpu_ms_per_token": measured.cpu_ms,
         "plan_measures": {
             name: {
-                number: (device.bandwidth_bytes_per_s, device.flops_per_s)
-                for number, device in by_round.items()
+                key: {
+                    number: (device.bandwidth_bytes_per_s, device.flops_per_s)
+                    for number, device in by_round.items()
+                }
+                for key, by_round in by_engine.items()
             }
-            for name, by_round in measured.devices.items()
+            for name, by_engine in measured.devices.items()
         },
     }

@@ -17,7 +17,7 @@ import psutil
 from cluster.planner.speed import Device
 from scripts.bench.bars import Speeds, Table, best
 from scripts.bench.contender import Contender, ContenderError, ContenderSpec
-from scripts.bench.plan_speed import plan_device
+from scripts.bench.plan_speed import mean_device, plan_device
 from scripts.bench.probes import Limits, Probes, between
 from scripts.bench.workloads import Workload
 
@@ -32,8 +32,8 @@ _LEAST_FREE_BYTES = 5 << 30
 class Measured:
     """All that the rounds gave: speeds by workload and engine, CPU time a token beside them.
 
-    By round also the machine's bursts and the machine as the planner sees it, by workload; and what
-    it sustained around each of our engines, by workload and engine.
+    By round also the machine's bursts, by workload; and what it sustained around each of our
+    engines, and how the planner saw it then, by workload and engine.
     """
 
     tables: dict[str, Table] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Measured:
     cpu_ms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     bursts: dict[str, dict[int, Limits]] = field(default_factory=dict)
     sustained: dict[str, dict[str, dict[int, Limits]]] = field(default_factory=dict)
-    devices: dict[str, dict[int, Device]] = field(default_factory=dict)
+    devices: dict[str, dict[str, dict[int, Device]]] = field(default_factory=dict)
 
     def table(self, name: str) -> Table:
         """One workload's rounds, with the warm-up's figure for peers that were not asked again."""
@@ -104,14 +104,12 @@ class _Rounds:
         self.measured = Measured()
         self._probes = probes
         self._lost: set[str] = set()
-        self._sustained: Limits | None = None  # just now, before the next engine
+        self._just_now: tuple[Limits, Device] | None = None  # before the next engine
 
     def probe_burst(self, workload: Workload, number: int) -> None:
-        """What the machine gives at most, and what the planner sees of it."""
-        measured = self.measured
+        """What the machine gives at most."""
         burst = self._probes.burst(_READ_PASSES)
-        measured.bursts.setdefault(workload.name, {})[number] = burst
-        measured.devices.setdefault(workload.name, {})[number] = plan_device()
+        self.measured.bursts.setdefault(workload.name, {})[number] = burst
         print(f"  burst: {burst}", flush=True)
 
     def ask(self, workload: Workload, contender: Contender, number: int) -> None:
@@ -123,21 +121,26 @@ class _Rounds:
             if number and spec.is_ours:
                 self._ask_between_probes(workload, contender, number)
             else:
-                self._sustained = None
+                self._just_now = None
                 _ask(workload, contender, number, self.measured)
         except ContenderError as exc:
             self._lost.add(spec.key)
             print(f"lost: {spec.key}: {exc}", flush=True)
 
     def _ask_between_probes(self, workload: Workload, contender: Contender, number: int) -> None:
-        before = self._sustained or self._probes.sustained()
-        self._sustained = None
+        before, device_before = self._just_now or self._probe()
+        self._just_now = None
         _ask(workload, contender, number, self.measured)
-        self._sustained = self._probes.sustained()
-        by_engine = self.measured.sustained.setdefault(workload.name, {})
-        around = between(before, self._sustained)
-        by_engine.setdefault(contender.spec.key, {})[number] = around
+        self._just_now = after, device_after = self._probe()
+        measured, key = self.measured, contender.spec.key
+        around = between(before, after)
+        measured.sustained.setdefault(workload.name, {}).setdefault(key, {})[number] = around
+        device = mean_device(device_before, device_after)
+        measured.devices.setdefault(workload.name, {}).setdefault(key, {})[number] = device
         print(f"    sustained around it: {around}", flush=True)
+
+    def _probe(self) -> tuple[Limits, Device]:
+        return self._probes.sustained(), plan_device()
 
 
 def _is_asked(workload: Workload, contender: Contender, measured: Measured, number: int) -> bool:

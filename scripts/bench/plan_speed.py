@@ -1,9 +1,9 @@
 """`shoal plan`'s prediction for this machine, what was measured on it, and the shares to use.
 
-The planner measures the CPU by itself, as it does for a user, beside every workload; nothing of the
-run is told to it. `python -m scripts.bench.plan_speed` compares the last run of
-`scripts.bench.engine` (its JSON, all engines stay as they were) in a second or two, and prints the
-shares that would have had the least largest error.
+The planner measures the CPU by itself, as it does for a user, before and after each of our engines;
+the mean of both counts, and nothing of the run is told to it. `python -m scripts.bench.plan_speed`
+compares the last run of `scripts.bench.engine` once more, from its JSON and in some seconds, and
+prints the shares that would have had the least largest error.
 
 To refit: write those shares to `CPU_CALIBRATION` in `cluster/planner/speed.py` and run this again.
 They come from the run that they are then held against; so it also says how far off a round is that
@@ -33,7 +33,7 @@ from serve.config import EngineConfig
 BAR = 0.2
 OURS = "shoal-tp"
 Rounds = Mapping[str, Mapping[str, Mapping[int, float]]]  # tokens a second: workload, engine, round
-Devices = Mapping[str, Mapping[int, Device]]  # as the planner saw the machine: workload, round
+Devices = Mapping[str, Mapping[str, Mapping[int, Device]]]  # as the planner saw the machine then
 
 # What is fitted, each between a least and a most; the grid closes in on the best point.
 _RANGES = {
@@ -79,6 +79,15 @@ def plan_device() -> Device:
     return measured_cpu(Machine.detect())
 
 
+def mean_device(before: Device, after: Device) -> Device:
+    """What the planner saw around something that took its time."""
+    return replace(
+        before,
+        bandwidth_bytes_per_s=(before.bandwidth_bytes_per_s + after.bandwidth_bytes_per_s) / 2,
+        flops_per_s=(before.flops_per_s + after.flops_per_s) / 2,
+    )
+
+
 def find_cases(
     shape: ModelShape, asked: list[Workload], rounds: Rounds, devices: Devices
 ) -> list[Case]:
@@ -90,7 +99,7 @@ def find_cases(
             by_round,
             {
                 number: Roofline(shape, int(key.removeprefix(OURS)), device)
-                for number, device in devices[workload.name].items()
+                for number, device in devices[workload.name][key].items()
             },
         )
         for workload in asked
@@ -150,7 +159,9 @@ def compare_plan(
             f"| {row['workload']} | {row['engine']} | {row['predicted']:.1f}"
             f" | {row['measured']:.1f} | {row['error']:+.0%} | {row['error_refitted']:+.0%} |"
         )
-    seen = [device for by_round in devices.values() for device in by_round.values()]
+    seen = [line.device for case in cases for line in case.rooflines.values()]
+    if not seen:
+        return rows
     bandwidths = sorted(one.bandwidth_bytes_per_s / 1e9 for one in seen)
     flops = sorted(one.flops_per_s / 1e9 for one in seen)
     print(
@@ -206,10 +217,13 @@ def main() -> None:
     }
     devices = {
         name: {
-            int(number): cpu_device(bandwidth_bytes_per_s=bandwidth, flops_per_s=flops)
-            for number, (bandwidth, flops) in by_round.items()
+            key: {
+                int(number): cpu_device(bandwidth_bytes_per_s=bandwidth, flops_per_s=flops)
+                for number, (bandwidth, flops) in by_round.items()
+            }
+            for key, by_round in engines.items()
         }
-        for name, by_round in content["plan_measures"].items()
+        for name, engines in content["plan_measures"].items()
     }
     shape = inspect_checkpoint(bench_checkpoint("0.5b")).shape
     compare_plan(shape, workloads(is_quick=False), rounds, devices)

@@ -41,7 +41,7 @@ def made_up_run() -> tuple[dict[str, dict[str, dict[int, float]]], list[Case]]:
         }
         for workload in ASKED
     }
-    devices = {workload.name: DEVICES for workload in ASKED}
+    devices = {workload.name: {"shoal-tp1": DEVICES} for workload in ASKED}
     return rounds, find_cases(shape, ASKED, rounds, devices)
 
 
@@ -69,7 +69,8 @@ def test_error_is_that_of_the_worst_case_whatever_its_sign() -> None:
 def test_comparison_prints_both_errors_of_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     rounds, cases = made_up_run()
     shape = cases[0].rooflines[1].shape
-    rows = compare_plan(shape, ASKED, rounds, {workload.name: DEVICES for workload in ASKED})
+    devices = {workload.name: {"shoal-tp1": DEVICES} for workload in ASKED}
+    rows = compare_plan(shape, ASKED, rounds, devices)
     assert [row["workload"] for row in rows] == [workload.name for workload in ASKED]
     assert all(abs(row["error_refitted"]) <= 0.05 for row in rows)
     printed = capsys.readouterr().out
