@@ -4,372 +4,144 @@
     python -m scripts.bench.gpu --rehearse         (on a CPU, a tiny shape: does the script run?)
 
 Weights of the 7B shape are made on the GPU. First the card's own limits (read bandwidth, bf16
-products), then decode at several batch sizes with and without CUDA graphs, greedy text against the
-CPU's, prefill, a long context, and our kernels against their torch twins. Each part stands alone:
-one that fails is reported with its error, and the rest goes on. Prints tables, writes `gpu.json`
-and, where matplotlib is there, `gpu.png`.
+products), then decode at several batch sizes, greedy text against the CPU's, prefill, decode
+without CUDA graphs, our products of one row in several sizes, a long context, and our kernels
+against their torch twins. Each part is a process with a time of its own: one that fails, hangs or
+breaks the device loses none of the others' figures, nor those it had found itself. Prints all of
+them, writes `gpu.json` after every part and, where matplotlib is there, `gpu.png`; ends with the
+bars and what was reached.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import contextlib
 import importlib.util
 import json
-import statistics
+import os
+import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _NEEDED = ("torch", "numpy", "msgspec", "psutil")
-_NUM_ROUNDS = 3
-# Products of one row: name, outputs and inputs of the 7B shape.
-_ROW_SHAPES = {
-    "qkv": (4608, 3584),
-    "output": (3584, 3584),
-    "gate_up": (37_888, 3584),
-    "down": (3584, 18_944),
-    "head": (152_064, 3584),
+# The longest that each part may take, in seconds; what the bars ask for comes first.
+_PARTS_S = {
+    "environment": 60,
+    "limits": 60,
+    "decode": 180,
+    "agreement": 120,
+    "prefill": 120,
+    "decode without graphs": 90,
+    "row products": 90,
+    "long context": 90,
+    "kernels against their twins": 240,
 }
-_ROW_VARIANTS = ((2, 1024, 4), (4, 512, 2), (4, 1024, 4), (8, 512, 4), (4, 512, 1), (8, 256, 1))
+_LEAST_S = 15  # shorter than a start of torch: not worth one
+_BANDWIDTH_SHARE = 0.85
+_H200_TOKENS_PER_S = 288
 
 
-class Bench:
-    """Parts of the measurement on one device; results by the part's name."""
-
-    def __init__(self, *, shape: str, is_rehearsal: bool, deadline_s: float) -> None:
-        import torch
-
-        self.is_rehearsal = is_rehearsal
-        self.device = torch.device("cpu" if is_rehearsal else "cuda")
-        self.dtype = torch.float32 if is_rehearsal else torch.bfloat16
-        self.shape = shape
-        self.results: dict[str, Any] = {}
-        self._deadline_s = deadline_s
-
-    def run(self, name: str, part: Callable[[], Any]) -> None:
-        """Run one part and print what it found; an error is a result too."""
+def run_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Run every part that time is left for; their findings by name, on disk after each."""
+    deadline_s = time.monotonic() + 60 * options.minutes
+    options.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for name, limit_s in _PARTS_S.items():
         began_s = time.monotonic()
-        if began_s > self._deadline_s:
-            self.results[name] = {"skipped": "no time was left"}
+        left_s = min(limit_s, deadline_s - began_s)
+        print(f"\n== {name}", flush=True)
+        if left_s < _LEAST_S:
+            results[name] = {"skipped": "no time was left"}
+            print("skipped: no time was left", flush=True)
         else:
-            try:
-                self.results[name] = part()
-            except Exception:  # one part must not take the others' time on a lent machine with it
-                self.results[name] = {"error": traceback.format_exc()}
-            gc.collect()
-            if self.device.type == "cuda":
-                import torch
-
-                torch.cuda.empty_cache()
-        print(f"\n== {name} ({time.monotonic() - began_s:.1f} s)")
-        print(_table(self.results[name]), flush=True)
-
-    # Limits of the card.
-
-    def environment(self) -> dict[str, Any]:
-        """What ran."""
-        import torch
-
-        found: dict[str, Any] = {"torch": torch.__version__, "python": sys.version.split()[0]}
-        if importlib.util.find_spec("triton"):
-            import triton
-
-            found["triton"] = triton.__version__
-        if self.device.type == "cuda":
-            properties = torch.cuda.get_device_properties(0)
-            found["gpu"] = properties.name
-            found["memory_gb"] = round(properties.total_memory / 1e9, 1)
-        return found
-
-    def limits(self) -> dict[str, float]:
-        """Bytes read a second by a sum over memory, copied, and operations of a bf16 product."""
-        import torch
-
-        num_values = (1 << 22) if self.is_rehearsal else (1 << 32)
-        memory = torch.ones(num_values, dtype=self.dtype, device=self.device)
-        read_s = self._seconds(lambda: memory.view(-1, 4096).amax(dim=1))
-        copy_s = self._seconds(memory.clone)
-        side = 256 if self.is_rehearsal else 8192
-        square = torch.randn(side, side, device=self.device).to(self.dtype)
-        product_s = self._seconds(lambda: square @ square)
-        found = {
-            "read_gb_per_s": memory.nbytes / read_s / 1e9,
-            "copy_gb_per_s": 2 * memory.nbytes / copy_s / 1e9,
-            "bf16_tflops": 2 * side**3 / product_s / 1e12,
-        }
-        found["limit_gb_per_s"] = max(found["read_gb_per_s"], found["copy_gb_per_s"])
-        return found
-
-    def _seconds(self, work: Callable[[], Any], repeats: int = 10) -> float:
-        """Median of `work`, by events on a GPU."""
-        import torch
-
-        work()
-        taken = []
-        for _ in range(repeats):
-            if self.device.type == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                work()
-                end.record()
-                end.synchronize()
-                taken.append(start.elapsed_time(end) / 1e3)
-            else:
-                began_s = time.perf_counter()
-                work()
-                taken.append(time.perf_counter() - began_s)
-        return statistics.median(taken)
-
-    # Kernels.
-
-    def kernels_agree(self) -> dict[str, Any]:
-        """The tests of the kernels, run on this device against their twins."""
-        if importlib.util.find_spec("pytest") is None:
-            return {"skipped": "pytest is not installed"}
-        root = Path(__file__).resolve().parents[2]
-        command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider",
-                   "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=",
-                   str(root / "tests" / "cuda" / "kernel_cases.py")]  # fmt: skip
-        if self.is_rehearsal:
-            command.append("--collect-only")
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
-        if result.returncode:
-            return {"error": result.stdout[-3000:] + result.stderr[-1000:]}
-        return {"pytest": result.stdout.strip().splitlines()[-1]}
-
-    def row_products(self) -> dict[str, Any]:
-        """GB/s of products of one row: our kernel in several sizes, and torch's."""
-        if self.is_rehearsal:
-            return {"skipped": "needs a GPU"}
-        import torch
-        from torch.nn.functional import linear
-
-        from serve.kernels import triton_decoder
-
-        found = {}
-        for name, (num_outputs, num_inputs) in _ROW_SHAPES.items():
-            # Several weights in turn, so that none is still in the cache.
-            num_weights = max(2, (1 << 29) // (2 * num_outputs * num_inputs))
-            weights = torch.randn(num_weights, num_outputs, num_inputs, device=self.device,
-                                  dtype=self.dtype)  # fmt: skip
-            x = torch.randn(1, num_inputs, device=self.device)
-            out, narrow = x.new_empty(1, num_outputs), x.to(self.dtype)
-
-            def per_second(product: Callable[[Any], Any], weights: Any = weights) -> float:
-                def everything() -> None:
-                    for weight in weights:
-                        product(weight)
-
-                return float(weights.nbytes / self._graph_seconds(everything) / 1e9)
-
-            found[name] = {"torch": per_second(lambda w, x=narrow: linear(x, w))}
-            for variant in _ROW_VARIANTS:
-                sizes = dict(zip(("ROWS", "COLUMNS", "num_warps"), variant, strict=True))
-
-                def product(w: Any, sizes: Any = sizes, x: Any = x, out: Any = out) -> None:
-                    triton_decoder.row_product_kernel[(-(-len(w) // sizes["ROWS"]),)](
-                        x, w, x, x, out, w.shape[1], len(w), 1e-6, HAS_NORM=False, HAS_BIAS=False,
-                        IS_ADDED=False, enable_fp_fusion=True, **sizes,
-                    )  # fmt: skip
-
-                found[name]["rows {} columns {} warps {}".format(*variant)] = per_second(product)
-        return found
-
-    def _graph_seconds(self, work: Callable[[], Any]) -> float:
-        """Median of the replays of a graph of `work`, without the host's launches."""
-        import torch
-
-        work()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
-        return self._seconds(graph.replay)
-
-    # The model.
-
-    def decode(self, *, has_graphs: bool) -> dict[str, Any]:
-        """Decode speed by batch size, and the share of the bandwidth limit that it is."""
-        batches = (1, 3) if self.is_rehearsal else (1, 2, 4, 8, 16, 32, 64)
-        num_prompt, num_new = (16, 8) if self.is_rehearsal else (128, 129)
-        runner, num_step_bytes = self._runner(max(batches), num_prompt + num_new, has_graphs)
-        limit = self.results.get("limits", {}).get("limit_gb_per_s")
-        found = {}
-        for batch in batches if has_graphs else (1, max(batches)):
-            speed = self._best(runner, batch, num_prompt, num_new)
-            steps_per_s = speed.decode_tokens_per_s / batch
-            row = {
-                "tokens_per_s": speed.decode_tokens_per_s,
-                "step_ms": 1e3 / steps_per_s,
-                "weights_gb_per_s": num_step_bytes * steps_per_s / 1e9,
-            }
-            if limit:
-                row["share_of_limit"] = row["weights_gb_per_s"] / limit
-            found[f"batch {batch}"] = row
-        return found
-
-    def prefill(self) -> dict[str, Any]:
-        """Prompt tokens a second, and the share of the products' limit that they are."""
-        sizes = ((2, 40),) if self.is_rehearsal else ((1, 512), (1, 2048), (8, 1024), (1, 8192))
-        budget = max(batch * length for batch, length in sizes)
-        length = max(length for _, length in sizes)
-        runner, num_step_bytes = self._runner(max(b for b, _ in sizes), length + 2, True, budget)
-        limit = self.results.get("limits", {}).get("bf16_tflops")
-        found = {}
-        for batch, num_prompt in sizes:
-            speed = self._best(runner, batch, num_prompt, 2)
-            # Two operations a weight and token; the head's rows are few.
-            tflops = speed.prefill_tokens_per_s * num_step_bytes / self.dtype.itemsize * 2 / 1e12
-            row = {"tokens_per_s": speed.prefill_tokens_per_s, "tflops": tflops}
-            if limit:
-                row["share_of_limit"] = tflops / limit
-            found[f"{batch} x {num_prompt}"] = row
-        return found
-
-    def long_context(self) -> dict[str, Any]:
-        """Decode speed at one sequence by the length of its context."""
-        lengths = (64,) if self.is_rehearsal else (1024, 8192, 30_000)
-        num_new = 8 if self.is_rehearsal else 65
-        runner, _ = self._runner(1, max(lengths) + num_new, True, 4096)
-        return {
-            f"{length} tokens": {
-                "tokens_per_s": self._best(runner, 1, length, num_new).decode_tokens_per_s
-            }
-            for length in lengths
-        }
-
-    def _runner(
-        self, max_rows: int, max_tokens: int, has_graphs: bool, token_budget: int = 4096
-    ) -> tuple[Any, int]:
-        from serve.runner.offline_batch import make_offline_runner, random_shape
-
-        self._max_tokens, self._token_budget = max_tokens, token_budget
-        return make_offline_runner(
-            random_shape("tiny" if self.is_rehearsal else self.shape),
-            device=self.device,
-            dtype=self.dtype,
-            max_running_sequences=max_rows,
-            max_model_len=max_tokens,
-            token_budget=token_budget,
-            has_graphs=has_graphs and not self.is_rehearsal,
-        )
-
-    def _best(self, runner: Any, batch: int, num_prompt: int, num_new: int) -> Any:
-        """The median of a few rounds, by decode time; the first compiles and does not count."""
-        from serve.runner.offline_batch import generate, random_prompts
-
-        speeds = [
-            generate(
-                runner,
-                random_prompts(batch, num_prompt, runner.facts.vocab_size),
-                num_new_tokens=num_new,
-                token_budget=self._token_budget,
-                max_model_len=self._max_tokens,
-            )[1]
-            for _ in range(1 + _NUM_ROUNDS)
-        ]
-        return sorted(speeds[1:], key=lambda speed: speed.decode_s)[_NUM_ROUNDS // 2]
-
-    # Text.
-
-    def agreement(self) -> dict[str, Any]:
-        """Greedy text of the shipped demo model: this device against the CPU's reference, and a
-        batch of 16 against each of its sequences alone."""
-        import torch
-
-        import serve.demo
-        from serve.runner.offline_batch import generate, make_offline_runner, random_prompts
-
-        folder = Path(str(serve.demo.__file__)).parent
-        num_new = 8 if self.is_rehearsal else 64
-        found: dict[str, Any] = {}
-        for dtype in (torch.float32, torch.bfloat16):
-            prompts = random_prompts(16, 32, 200)
-            options = {
-                "num_new_tokens": num_new,
-                "token_budget": 4096,
-                "max_model_len": 32 + num_new,
-            }
-            runner, _ = make_offline_runner(
-                folder,
-                device=self.device,
-                dtype=dtype,
-                max_running_sequences=16,
-                max_model_len=32 + num_new,
-                token_budget=4096,
-            )
-            together = generate(runner, prompts, **options)[0]
-            alone = [generate(runner, [prompt], **options)[0][0] for prompt in prompts]
-            reference = _reference(folder, dtype, runner.facts.vocab_size, 32 + num_new)
-            cpu = generate(reference, prompts, **options)[0]
-            name = str(dtype).removeprefix("torch.")
-            found[f"{name}, against the CPU"] = _agreement(together, cpu)
-            found[f"{name}, batch of 16 against 1"] = _agreement(together, alone)
-        return found
+            results[name] = _run_part(name, options, left_s, results.get("limits", {}))
+            print(f"   {time.monotonic() - began_s:.1f} s", flush=True)
+        (options.output / "gpu.json").write_text(json.dumps(results, indent=1))
+        if name == "environment" and "error" in results[name]:
+            break  # no device, or none that torch can use: nothing else would run
+    return results
 
 
-def _reference(folder: Path, dtype: Any, vocab_size: int, max_model_len: int) -> Any:
-    """The CPU's reference runner."""
-    import torch
-
-    from serve.model.tensor_parallel import SingleRank
-    from serve.runner.loading import load_runner
-
-    return load_runner(
-        path=folder,
-        collectives=SingleRank(),
-        dtype="float32" if dtype == torch.float32 else "bfloat16",
-        block_size=16,
-        num_threads=torch.get_num_threads(),
-        num_real_tokens=vocab_size,
-        eos_token_ids=(),
-        max_running_sequences=16,
-        kernels="torch",
-        kv_cache_tokens=16 * (-(-max_model_len // 16)) * 16,
-        max_model_len=max_model_len,
-    )
-
-
-def _agreement(found: list[list[int]], wanted: list[list[int]]) -> dict[str, Any]:
-    """How many texts are equal, and how many tokens come before the first difference."""
-    pairs = list(zip(found, wanted, strict=True))
-    same = [
-        next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x))
-        for x, y in pairs
-    ]
-    return {
-        "equal_texts": sum(x == y for x, y in pairs),
-        "texts": len(pairs),
-        "equal_tokens_share": sum(same) / sum(len(x) for x in found),
-    }
+def _run_part(
+    name: str, options: argparse.Namespace, limit_s: float, limits: dict[str, Any]
+) -> dict[str, Any]:
+    """What a process found within `limit_s`, with its error where it did not end well."""
+    path = options.output / f"gpu-{name.replace(' ', '-')}.json"
+    path.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "scripts.bench.gpu", "--output", str(options.output)]
+    command += ["--shape", options.shape, "--part", name, "--limits", json.dumps(limits)]
+    command += ["--rehearse"] * options.rehearse
+    process = subprocess.Popen(command, start_new_session=True)
+    problem = f"not done after {limit_s:.0f} s"
+    try:
+        status = process.wait(limit_s)
+        problem = f"the process ended with {status}" if status else ""
+    except subprocess.TimeoutExpired:
+        print(f"stopped: {problem}", flush=True)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # with what it started, pytest say
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # it may have ended before or while it wrote
+        found = json.loads(path.read_text())
+    path.unlink(missing_ok=True)
+    if problem:
+        found.setdefault("error", problem)
+    return found
 
 
-def _table(found: dict[str, Any]) -> str:
-    if "error" in found:
-        return f"FAILED\n{found['error']}"
-    lines = []
-    for name, value in found.items():
-        values = value if isinstance(value, dict) else {"": value}
-        text = "  ".join(f"{key} {_number(number)}".strip() for key, number in values.items())
-        lines.append(f"{name:28s} {text}")
-    return "\n".join(lines)
+def _run_here(options: argparse.Namespace) -> int:
+    """One part, in this process."""
+    from .gpu_parts import Bench
+
+    path = options.output / f"gpu-{options.part.replace(' ', '-')}.json"
+    limits = json.loads(options.limits)
+    bench = Bench(shape=options.shape, is_rehearsal=options.rehearse, limits=limits, path=path)
+    bench.run(options.part)
+    return 0
 
 
-def _number(value: Any) -> str:
-    return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 100 else (
-        f"{value:,.0f}" if isinstance(value, float) else str(value)
-    )  # fmt: skip
+def summary(results: dict[str, Any]) -> list[str]:
+    """The bars, and what was reached; "not measured" where a part did not come so far."""
+
+    def value(part: str, row: str, key: str) -> float | None:
+        found = results.get(part, {}).get(row)
+        return found.get(key) if isinstance(found, dict) else None
+
+    def line(what: str, number: float | None, unit: str, bar: float | None = None) -> str:
+        if number is None:
+            return f"{what:44s} not measured"
+        verdict = "" if bar is None else f"   bar {bar:g}: {'met' if number >= bar else 'MISSED'}"
+        return f"{what:44s} {number:10,.2f} {unit}{verdict}"
+
+    gpu = str(results.get("environment", {}).get("gpu", ""))
+    bar = _H200_TOKENS_PER_S if "H200" in gpu else None
+    decode, cpu = "decode", "against the CPU"
+    return [
+        line("decode, batch 1", value(decode, "batch 1", "tokens_per_s"), "tok/s", bar),
+        line("  share of the bandwidth that was measured", value(decode, "batch 1",
+             "share_of_limit"), "", _BANDWIDTH_SHARE),
+        line("decode, batch 64", value(decode, "batch 64", "tokens_per_s"), "tok/s"),
+        line("prefill, 2,048 tokens", value("prefill", "1 x 2048", "tokens_per_s"), "tok/s"),
+        line("  share of the products that were measured", value("prefill", "1 x 2048",
+             "share_of_limit"), ""),
+        line("greedy tokens as on the CPU, float32", value("agreement", f"float32, {cpu}",
+             "equal_tokens_share"), ""),
+        line("greedy tokens as on the CPU, bfloat16", value("agreement", f"bfloat16, {cpu}",
+             "equal_tokens_share"), ""),
+    ]  # fmt: skip
 
 
 def _plot(results: dict[str, Any], path: Path) -> None:
     """Decode speed by batch size against the limits."""
     if importlib.util.find_spec("matplotlib") is None:
         print("no plot: matplotlib is not installed")
+        return
+    if not any(isinstance(row, dict) for row in results.get("decode", {}).values()):
         return
     import matplotlib as mpl
 
@@ -380,9 +152,8 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     for name in ("decode", "decode without graphs"):
         rows = {k: v for k, v in results.get(name, {}).items() if isinstance(v, dict)}
         if rows:
-            batches = [int(key.split()[1]) for key in rows]
-            speeds = [row["tokens_per_s"] for row in rows.values()]
-            axes.plot(batches, speeds, marker="o", label=name)
+            speeds = sorted((int(key.split()[1]), row["tokens_per_s"]) for key, row in rows.items())
+            axes.plot(*zip(*speeds, strict=True), marker="o", label=name)
     axes.set(xlabel="sequences", ylabel="tokens a second", xscale="log", yscale="log")
     axes.set_title(str(results.get("environment", {}).get("gpu", "rehearsal")))
     axes.legend()
@@ -390,8 +161,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     print(f"wrote {path}")
 
 
-def main() -> int:
-    """The command; returns its exit status: 1 where a part failed."""
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.bench.gpu",
         description=__doc__,
@@ -400,35 +170,27 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path(), help="folder of the results")
     parser.add_argument("--shape", default="qwen2.5-7b", help="see serve.runner.offline")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, a tiny shape")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin no part after so many")
-    options = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=9.0, help="be done after so many")
+    parser.add_argument("--part", choices=_PARTS_S, help="only this one, in this process")
+    parser.add_argument("--limits", default="{}", help="of the card, JSON, for one part")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The command; returns its exit status: 1 where a part failed."""
+    options = _parse()
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"missing: {', '.join(missing)}. Install them for {sys.executable}, or put their"
               " wheels' contents on PYTHONPATH", file=sys.stderr)  # fmt: skip
         return 2
-    import torch
-
-    if not options.rehearse and not torch.cuda.is_available():
-        print("no GPU that torch can use: --rehearse runs on the CPU", file=sys.stderr)
-        return 2
-    deadline_s = time.monotonic() + 60 * options.minutes
-    bench = Bench(shape=options.shape, is_rehearsal=options.rehearse, deadline_s=deadline_s)
-    bench.run("environment", bench.environment)
-    bench.run("limits", bench.limits)
-    bench.run("decode", lambda: bench.decode(has_graphs=True))
-    bench.run("agreement", bench.agreement)
-    bench.run("prefill", bench.prefill)
-    bench.run("decode without graphs", lambda: bench.decode(has_graphs=False))
-    bench.run("long context", bench.long_context)
-    bench.run("kernels against their twins", bench.kernels_agree)
-    bench.run("row products", bench.row_products)
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "gpu.json"
-    path.write_text(json.dumps(bench.results, indent=1))
-    print(f"\nwrote {path}")
-    _plot(bench.results, options.output / "gpu.png")
-    return int(any("error" in result for result in bench.results.values()))
+    if options.part is not None:
+        return _run_here(options)
+    results = run_all(options)
+    print("\n== summary", *summary(results), sep="\n")
+    print(f"\nwrote {options.output / 'gpu.json'}")
+    _plot(results, options.output / "gpu.png")
+    return int(any("error" in result for result in results.values()))
 
 
 if __name__ == "__main__":
