@@ -15,6 +15,8 @@ import hmac
 import logging
 import os
 import secrets
+import signal
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -32,6 +34,7 @@ from serve.messages import (
     Shutdown,
 )
 from serve.shards.spec import ShardSpec
+from serve.shards.streams import HEARTBEAT_S
 from serve.transport.address import Address
 from serve.transport.connection import Connection, listen
 
@@ -41,6 +44,8 @@ _decoder: msgspec.msgpack.Decoder[ShardMessage] = msgspec.msgpack.Decoder(ShardM
 
 # A shard that dies of a dead neighbour says so too: wait this long for the one with the cause.
 ROOT_CAUSE_WAIT_S = 0.3
+# A shard that said nothing for so long when its group ends may not hear that it is to end.
+FROZEN_S = 3 * HEARTBEAT_S
 NUM_SILENCE_CHECKS = 60  # within the time that a shard may be silent
 
 
@@ -135,6 +140,9 @@ class ShardGroup:
         self.is_over = True
         for watcher in self._watchers:
             watcher.cancel()
+        for connection in self._connections:
+            if time.monotonic() - connection.last_received_s > FROZEN_S:
+                _kill(connection.peer_pid)
         for connection in [*self._connections, *self._strangers]:
             connection.send(Shutdown())
             connection.close()
@@ -240,3 +248,10 @@ class ShardGroup:
         assert self._is_ready is not None
         if not self._is_ready.done():
             self._is_ready.set_exception(from_info((causes or self._failures or [first])[0]))
+
+
+def _kill(pid: int | None) -> None:
+    """End a process that hears nothing: Ray would ask it to leave, and keep its place meanwhile."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

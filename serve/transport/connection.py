@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -44,6 +46,17 @@ class Connection(asyncio.Protocol):
         """Bytes that wait for the reader."""
         transport = self._transport
         return 0 if transport is None else transport.get_write_buffer_size()
+
+    @property
+    def peer_pid(self) -> int | None:
+        """The process at the other end of a Unix socket, as the system has it; else None."""
+        connected = None if self._transport is None else self._transport.get_extra_info("socket")
+        if connected is None or connected.family != socket.AF_UNIX:
+            return None
+        size = struct.calcsize("3i")
+        found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        pid: int = struct.unpack("3i", found)[0]
+        return pid if pid > 0 else None  # 0: in another container
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
