@@ -318,6 +318,7 @@ class ShardReady(msgspec.Struct, frozen=True, array_like=True, tag=12):
     num_read_bytes: int
     num_total_blocks: int
     phases_s: dict[str, float]
+    kernels: str = ""  # which compute, as "avx2"; empty where no model is loaded
 
 
 class Admitted(msgspec.Struct, frozen=True, array_like=True, tag=13):

@@ -60,6 +60,7 @@ def _local_reports(name: str | None) -> list[Report]:
 def describe(run: RunFolder) -> Report:
     """Everything that is known of a run, as JSON can hold it."""
     from cluster.local.loopback_http import ServeApi, call
+    from cluster.local.progress import kernels_of
 
     state = run.state
     phase = state.phase if state.is_owned() else "dead"
@@ -85,6 +86,8 @@ def describe(run: RunFolder) -> Report:
             pass
         api = ServeApi(state.dashboard_port, run.token_path)
         report["applications"] = _applications(api.applications())
+        for application, found in report["applications"].items():
+            found["kernels"] = kernels_of(run.progress_path, application)
     return report
 
 
@@ -181,6 +184,8 @@ def _lines(report: Report) -> list[str]:
             for deployment, states in application["replicas"].items()
         )
         lines.append(f"  {name:<{width}} {str(application['status']).lower()}  {copies}".rstrip())
+        if application.get("kernels"):
+            lines.append(f"    kernels: {', '.join(application['kernels'])}")
         if application["message"]:
             lines.append(f"    {application['message']}")
     lines += [

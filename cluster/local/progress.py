@@ -54,6 +54,16 @@ def parse_event(line: str) -> PhaseEvent:
     return PhaseEvent(**json.loads(line))
 
 
+def kernels_of(folder: Path, application: str) -> list[str]:
+    """Kernels that an application's ready replicas said they compute with, each once."""
+    found: set[str] = set()
+    for path in folder.glob("*.json"):
+        if path.stem.rpartition("-")[0] == application:  # what is behind names the replica
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                found.update(map(str, json.loads(path.read_text(encoding="utf-8"))["kernels"]))
+    return sorted(found)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
     """The sum over every replica's file in the progress folder."""

@@ -7,6 +7,7 @@ reader is no Ray process and the replica answers no calls before it is ready.
 from __future__ import annotations
 
 import os
+from collections.abc import Set
 from pathlib import Path
 
 import msgspec
@@ -26,9 +27,9 @@ class ProgressFile:
         self._ranks[progress.rank] = progress
         self._write(is_ready=False)
 
-    def ready(self) -> None:
-        """All shards are ready."""
-        self._write(is_ready=True)
+    def ready(self, *, kernels: Set[str]) -> None:
+        """All shards are ready, and compute with these; shown by `shoal status`."""
+        self._write(is_ready=True, kernels=kernels)
 
     def fail(self, error: str) -> None:
         """The start failed for this reason."""
@@ -39,7 +40,7 @@ class ProgressFile:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
-    def _write(self, *, is_ready: bool, error: str = "") -> None:
+    def _write(self, *, is_ready: bool, error: str = "", kernels: Set[str] = frozenset()) -> None:
         if self._path is None:
             return
         ranks = self._ranks.values()
@@ -51,6 +52,7 @@ class ProgressFile:
             "num_total_bytes": sum(rank.num_total_bytes for rank in ranks),
             "ready": is_ready,
             "error": error,
+            "kernels": sorted(kernels - {""}),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".part")

@@ -180,7 +180,7 @@ class Replica:
         self._group = group
         self._supervision.on_ready()
         self._ready.set()
-        self._progress.ready()
+        self._progress.ready(kernels={shard.kernels for shard in group.ready.values()})
         root = group.ready[0]
         logger.info(
             "%s is ready: %d KV blocks; %s; %s",

@@ -125,6 +125,7 @@ class Shard:
                 shard.num_read_bytes,
                 shard.num_total_blocks,
                 shard.phases_s,
+                shard.kernels,
             )
         )
         self._control.call(self._beat)

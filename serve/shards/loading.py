@@ -80,6 +80,7 @@ class LoadedShard:
     num_read_bytes: int
     max_model_len: int
     vocab_size: int
+    kernels: str
     phases_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -222,7 +223,7 @@ def _folder(model: ModelConfig) -> Path:
 
 def _load_runner(
     spec: ShardSpec, sockets: list[socket.socket], on_progress: Progress
-) -> tuple[Any, Collectives | None, dict[str, int]]:
+) -> tuple[Any, Collectives | None, dict[str, Any]]:
     model = spec.model
     if model.stand_in is not None:
         runner, facts = _load_stand_in(spec)
@@ -262,6 +263,7 @@ def _load_runner(
             "num_read_bytes",
             "max_model_len",
             "vocab_size",
+            "kernels",
         )
     }
     return runner, collectives, facts
@@ -293,7 +295,7 @@ def _meet(
     return group, group.check
 
 
-def _load_stand_in(spec: ShardSpec) -> tuple[Any, dict[str, int]]:
+def _load_stand_in(spec: ShardSpec) -> tuple[Any, dict[str, Any]]:
     """A runner without a model: only rank 0 takes time."""
     assert spec.model.stand_in is not None
     engine = spec.model.engine
@@ -308,5 +310,6 @@ def _load_stand_in(spec: ShardSpec) -> tuple[Any, dict[str, int]]:
         "num_read_bytes": 0,
         "max_model_len": spec.model.max_model_len,
         "vocab_size": vocab_size,
+        "kernels": "",
     }
     return StandInRunner(step_s, num_blocks, vocab_size), facts
