@@ -2,8 +2,8 @@
 
 Writes a random checkpoint of a published shape (7B: 15 GB), lets the page cache forget it, loads
 it with the shards' own loading (tensor-parallel 2, one thread each, no Ray), answers one prompt,
-and deletes it. Held to the disk's and the memory's speed, measured before. Memory is looked at
-from outside, ten times a second.
+and deletes it, also where it is ended by a signal. Held to the disk's and the memory's speed,
+measured before. Memory is looked at from outside, ten times a second.
 
     --shape 0.5b    a quick run of 1 GB; then also from the page cache
 """
@@ -11,8 +11,10 @@ from outside, ten times a second.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,9 @@ _PROMPT_TOKENS = 32
 _ANSWER_TOKENS = 8
 _KV_TOKENS = 4_096
 _DISK_MARGIN = 1.05
+_TIMEOUT_S = 1_200.0  # of one load
+_MEMORY_MARGIN_BYTES = 2 << 30  # the ranks themselves, what they warm up with, and the KV cache
+_SLOWEST, _FASTEST = 0.03e9, 0.2e9  # bytes a second, all in all
 _BEGIN, _LOADED = "begin", "loaded"
 
 
@@ -68,21 +73,40 @@ def observe(folder: Path, *, num_ranks: int, num_threads: int, kernels: str) -> 
     watch = threading.Thread(target=_watch, args=(process.pid, observed, is_over))
     watch.start()
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip() in (_BEGIN, _LOADED):
-            observed.phases[line.strip()] = time.monotonic()
-        elif line.startswith("{"):
-            observed.result = json.loads(line)
-    is_over.set()
-    watch.join()
+    try:
+        for line in process.stdout:
+            if line.strip() in (_BEGIN, _LOADED):
+                observed.phases[line.strip()] = time.monotonic()
+            elif line.startswith("{"):
+                observed.result = json.loads(line)
+    except BaseException:  # a signal: the ranks would go on, and need the files
+        _end(process.pid)
+        raise
+    finally:
+        is_over.set()
+        watch.join()
     if process.wait() != 0:
         raise RuntimeError(f"rank 0 ended with {process.returncode}")
     return observed
 
 
+def _end(pid: int) -> None:
+    """Kill rank 0 and the ranks that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in (*root.children(recursive=True), root):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
 def _watch(pid: int, observed: Observed, is_over: threading.Event) -> None:
     root = psutil.Process(pid)
+    deadline = time.monotonic() + _TIMEOUT_S
     while not is_over.wait(_PERIOD_S):
+        if time.monotonic() > deadline:
+            print(f"not done after {_TIMEOUT_S:.0f} s: killed", flush=True)
+            _end(pid)
+            return
         try:
             memory = [one.memory_info() for one in (root, *root.children(recursive=True))]
         except psutil.Error:
@@ -261,12 +285,28 @@ def main() -> None:
     print(f"machine: {machine()}")
     base = cache_folder()
     base.mkdir(parents=True, exist_ok=True)
-    needed = int(num_checkpoint_bytes(SHAPES[arguments.shape]) * _DISK_MARGIN)
-    free = shutil.disk_usage(base).free
+    num_bytes = num_checkpoint_bytes(SHAPES[arguments.shape])
+    _check_room(base, num_bytes)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="load-", dir=base) as folder:
+        print(
+            f"writes {num_bytes / 1e9:.1f} GB to {folder}, loads them and deletes them:"
+            f" {num_bytes / _FASTEST:.0f} to {num_bytes / _SLOWEST:.0f} s",
+            flush=True,
+        )
+        run(arguments, Path(folder))
+    print(f"deleted: {folder}")
+
+
+def _check_room(base: Path, num_bytes: int) -> None:
+    """End where a model of this size does not fit the disk or the memory."""
+    needed, free = int(num_bytes * _DISK_MARGIN), shutil.disk_usage(base).free
     if needed > free:
         sys.exit(f"{base} needs {needed / 1e9:.1f} GB and has {free / 1e9:.1f} GB free")
-    with tempfile.TemporaryDirectory(prefix="load-", dir=base) as folder:
-        run(arguments, Path(folder))
+    needed = int(num_bytes * BAR) + _MEMORY_MARGIN_BYTES
+    available = psutil.virtual_memory().available
+    if needed > available:
+        sys.exit(f"loading needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} are free")
 
 
 if __name__ == "__main__":
