@@ -45,7 +45,7 @@ def show_plan(console: Console, plan: ModelPlan, origin: str) -> None:
     prediction = plan.prediction(chosen)
     if prediction is not None:
         console.print()
-        console.print(_speed(prediction, chosen))
+        console.print(_speed(prediction, chosen, has_gpus=bool(plan.node.num_gpus)))
         console.print(_times(prediction))
         note = _CALIBRATION if plan.node.num_gpus else _CPU_CALIBRATION
         console.print(Text(note, style="dim"))
@@ -152,7 +152,7 @@ def _step_text(plan: ModelPlan) -> str:
     return f"a step of {engine.token_budget} tokens, {engine.max_running_sequences} sequences"
 
 
-def _speed(prediction: Prediction, chosen: Layout) -> Table:
+def _speed(prediction: Prediction, chosen: Layout, *, has_gpus: bool) -> Table:
     """The roofline's terms, in milliseconds a step."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     titles = ("batch", "weights", "KV", "flops", "reduce", "launch", "step ms", "tok/s", "each")
@@ -171,9 +171,12 @@ def _speed(prediction: Prediction, chosen: Layout) -> Table:
             step.bound if batch <= held else "does not fit",
             style="" if batch <= held else "dim",
         )
+    overlapped = (
+        "max(weights + KV, flops)" if has_gpus else "weights, KV and flops (partly at once)"
+    )
     table.caption = (
         f"one copy, texts of {prediction.context_tokens:,} tokens, ms:"
-        " step = max(weights + KV, flops) + reduce + launch"
+        f" step = {overlapped} + reduce + launch"
     )
     if held < max(prediction.steps):
         table.caption += f"; the KV cache holds {held} of them"
