@@ -269,9 +269,10 @@ class Attention {
     for (int64_t i = 0; i < kNumPieces; ++i) {
       const int64_t at = position + i * kPieceTokens;
       const int64_t known = at < num_seen ? at : position;
-      const int64_t offset = cache_.offset(unit.span->block_table[known / block_size], head);
-      tile.keys[i] = cache_.keys + offset + known % block_size * kInputs<Value>;
-      tile.values[i] = cache_.values + offset + known % block_size * geometry_.head_dim;
+      const int64_t block = unit.span->block_table[known / block_size], slot = known % block_size;
+      tile.keys[i] = cache_.keys + cache_.offset(block, head) + slot * kInputs<Value>;
+      tile.values[i] =
+          cache_.values + cache_.value_offset(block, head) + slot * geometry_.head_dim;
       tile.next_keys[i] = tile.keys[i];
     }
     return tile;

@@ -46,9 +46,15 @@ struct Cache {
         head_dim(heads.head_dim),
         block_size(heads.block_size) {}
 
-  // Where the block's keys, or values, of a head begin.
+  // Where the block's keys of a head begin.
   int64_t offset(int64_t block, int64_t head) const {
     return (block * num_kv_heads + head) * block_size * head_dim;
+  }
+
+  // Where the block's values of a head begin: in the place of the next head, else a small head's
+  // keys and values would share half of the first cache and push each other out of it.
+  int64_t value_offset(int64_t block, int64_t head) const {
+    return offset(block, (head + 1) % num_kv_heads);
   }
 
   void write(int64_t block, int64_t head, int64_t slot, const float* key, const float* value) {
@@ -57,7 +63,8 @@ struct Cache {
     for (int64_t d = 0; d < head_dim; d += kPair) {
       for (int64_t i = 0; i < kPair; ++i) column[d * block_size + i] = stored<Value>(key[d + i]);
     }
-    Value* row = values + offset(block, head) + slot / kPair * head_dim * kPair + slot % kPair;
+    Value* row =
+        values + value_offset(block, head) + slot / kPair * head_dim * kPair + slot % kPair;
     for (int64_t d = 0; d < head_dim; ++d) row[d * kPair] = stored<Value>(value[d]);
   }
 };
