@@ -232,7 +232,8 @@ class Attention {
     const int64_t end = std::min((split + 1) * kSplitTokens, num_seen);
     KeyTile<Value> tile = tile_at(unit, head, split * kSplitTokens, num_seen);
     for (int64_t position = split * kSplitTokens; position < end; position += kTileTokens) {
-      const bool is_last = position + kTileTokens >= end;
+      // Behind the end stands the split that this thread is likely to take next.
+      const bool is_last = position + kTileTokens >= num_seen;
       const KeyTile<Value> next =
           is_last ? tile : tile_at(unit, head, position + kTileTokens, num_seen);
       std::copy(next.keys, next.keys + kNumPieces, tile.next_keys);
