@@ -12,7 +12,7 @@ prompts never pause, one step in 32 goes without them, to know what such a step 
 from __future__ import annotations
 
 MIN_TOKENS = 16
-MIN_TOKENS_BESIDE_DECODES = 8
+MIN_TOKENS_BESIDE_DECODES = 4
 _MARGIN = 0.9
 _SMOOTHING = 0.2
 _DECODE_SMOOTHING = 0.5
@@ -44,7 +44,7 @@ class TokenBudget:
     def prefill_tokens(self, num_decode_tokens: int) -> int:
         """Tokens left for prompts beside `num_decode_tokens`.
 
-        At least 8 where the hard limit has them, so that prompts go on under any decode load; none
+        At least 4 where the hard limit has them, so that prompts go on under any decode load; none
         in the one step of 32 that is measured without.
         """
         if num_decode_tokens > 0 and self._num_steps_with_prompts >= _MAX_STEPS_WITH_PROMPTS:
