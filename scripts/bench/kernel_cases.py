@@ -1,8 +1,8 @@
 """The kernels of a model's shape as calls that can be timed, each with what it must move and add.
 
 Plain callers of the C ABI (`serve/kernels/csrc/shoal.h`). The one decision: what a real step finds
-cold is cold here, too. Weights and caches are as many copies as overflow every cache of the CPU,
-and each call takes the next one.
+cold is cold here, too. Weights are as many copies, and the KV pool as many blocks, as overflow
+every cache of the CPU, and each call takes the next ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import numpy as np
 from serve.catalog import ModelShape
 from serve.kernels import abi
 from serve.kernels.native import Pool
-from serve.kernels.native_attention import SPAN_DTYPE, NativeCache, attend, attention_heads
+from serve.kernels.native_attention import SPAN_DTYPE, attend, attention_heads
 from serve.kernels.native_sampling import SAMPLING_DTYPE
+from serve.runner.kv_pool import NativeKVPool
 
 LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 64, 256, 1_024)
 NORM_ROWS = (1, 16, 512)
@@ -134,21 +135,17 @@ def attention_cases(pool: Pool, shape: ModelShape) -> Iterator[Case]:
         dtype=abi.BF16,
     )
     num_blocks = -(-longest // BLOCK_SIZE)
-    size = 2 * pool.library.functions.shoal_cache_bytes(ctypes.byref(heads), num_blocks)
-    num_layers = max(2, _COLD_BYTES // size)
-    cache = NativeCache(pool.library, heads, num_layers=num_layers, num_blocks=num_blocks)
-    cache.fill(0)
+    kv_pool = NativeKVPool(pool.library, heads, num_layers=shape.num_layers, num_blocks=num_blocks)
+    # What was never written is one page of zeros, which would not be cold.
+    ctypes.memset(kv_pool.memory.address, 0, kv_pool.memory.num_bytes)
     for batch, num_tokens, start in spans:
-        yield _attention_case(
-            pool, heads, cache, num_layers, batch=batch, num_tokens=num_tokens, start=start
-        )
+        yield _attention_case(pool, heads, kv_pool, batch=batch, num_tokens=num_tokens, start=start)
 
 
 def _attention_case(
     pool: Pool,
     heads: abi.Heads,
-    cache: NativeCache,
-    num_layers: int,
+    kv_pool: NativeKVPool,
     *,
     batch: int,
     num_tokens: int,
@@ -156,19 +153,24 @@ def _attention_case(
 ) -> Case:
     context = start + num_tokens
     num_blocks = -(-context // BLOCK_SIZE)
-    tables = np.arange(batch * num_blocks, dtype=np.int32).reshape(batch, num_blocks)
-    spans = np.zeros(batch, SPAN_DTYPE)
-    for index in range(batch):
-        spans[index] = (index * num_tokens, num_tokens, start, tables[index].ctypes.data)
+    num_copies = kv_pool.num_blocks // (batch * num_blocks)
+    order = np.arange(num_copies * batch * num_blocks, dtype=np.int32)
+    tables = order.reshape(-1, num_blocks) * kv_pool.block_stride
+    spans = np.zeros((num_copies, batch), SPAN_DTYPE)
+    spans["first_row"] = np.arange(batch) * num_tokens
+    spans["num_tokens"], spans["first_position"] = num_tokens, start
+    spans.ravel()["block_table"] = [table.ctypes.data for table in tables]
     width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
     qkv = _random(batch * num_tokens, width)
     cos = np.ones((context, heads.head_dim // 2), np.float32)
     sin = np.zeros_like(cos)
-    layers = itertools.cycle(range(num_layers))
+    # As steps do: all layers of some blocks before the next ones.
+    turns = itertools.cycle(itertools.product(range(num_copies), range(len(kv_pool.caches))))
 
     def call() -> None:
-        assert len(tables) == batch  # spans hold their addresses
-        attend(pool, heads, cache, next(layers), spans=spans, qkv=qkv, cos=cos, sin=sin)
+        assert len(tables) == num_copies * batch  # spans hold their addresses
+        copy, layer = next(turns)
+        attend(pool, heads, kv_pool.caches[layer], spans=spans[copy], qkv=qkv, cos=cos, sin=sin)
 
     kept = batch * 2 * heads.num_kv_heads * heads.head_dim * context * _BFLOAT16_BYTES
     seen = batch * num_tokens * (start + (num_tokens + 1) / 2)

@@ -1,20 +1,18 @@
-"""Paged attention in C++: its cache, and a thin caller of `shoal_attend`.
+"""Paged attention in C++: the sizes it has, and a thin caller of `shoal_attend`.
 
-Not what decides which block is whose. The one decision behind it: the cache's memory is mapped, not
-written, so a block costs nothing until a token is put there, and nothing that reads it depends on
-what an unwritten slot holds.
+Not the cache, whose memory the caller has. The one decision behind it: sizes are refused here, in
+words, once for a model; the kernels trust them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 
 import numpy as np
 import numpy.typing as npt
 
 from . import abi
-from .native import NativeLibrary, Pool
+from .native import Pool
 
 HEAD_DIMS = (32, 64, 128)
 BLOCK_SIZES = (16, 32)
@@ -51,43 +49,10 @@ def attention_heads(
     return abi.Heads(num_heads, num_kv_heads, head_dim, block_size, dtype)
 
 
-class NativeCache:
-    """Keys and values of every layer, zero where nothing was written yet.
-
-    Attributes:
-        keys: the address of each layer's keys, 64-byte aligned.
-        values: the same of its values.
-        num_bytes: of all of it, once every slot is written.
-    """
-
-    def __init__(
-        self, library: NativeLibrary, heads: abi.Heads, *, num_layers: int, num_blocks: int
-    ) -> None:
-        size = library.functions.shoal_cache_bytes(ctypes.byref(heads), num_blocks)
-        stride = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.num_bytes: int = 2 * num_layers * size
-        self._memory = mmap.mmap(-1, max(1, 2 * num_layers * stride), flags=mmap.MAP_PRIVATE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._array = np.frombuffer(self._memory, np.uint8)
-        first: int = self._array.ctypes.data
-        self.keys = [first + 2 * layer * stride for layer in range(num_layers)]
-        self.values = [first + (2 * layer + 1) * stride for layer in range(num_layers)]
-
-    def fill(self, word: int) -> None:
-        """Set every 32-bit word, as if other sequences had been there before."""
-        self.as_array()[:] = word
-
-    def as_array(self) -> npt.NDArray[np.uint32]:
-        """All of its memory."""
-        return self._array.view(np.uint32)
-
-
 def attend(
     pool: Pool,
     heads: abi.Heads,
-    cache: NativeCache,
-    layer: int,
+    cache: tuple[int, int],
     *,
     spans: npt.NDArray[np.void],
     qkv: npt.NDArray[np.float32],
@@ -100,9 +65,8 @@ def attend(
 
     Args:
         pool: threads of the library to use.
-        heads: the same that `cache` was made for.
-        cache: of the same library.
-        layer: whose keys and values.
+        heads: the same that the cache was made for.
+        cache: a layer's: where the keys and the values of block 0 lie.
         spans: `SPAN_DTYPE`; they cover every row once.
         qkv: [num_rows, (num_heads + 2 * num_kv_heads) * head_dim]; left rotated.
         cos: [num_positions, head_dim / 2].
@@ -115,8 +79,7 @@ def attend(
     pool.library.functions.shoal_attend(
         pool.handle,
         ctypes.byref(heads),
-        cache.keys[layer],
-        cache.values[layer],
+        *cache,
         spans.ctypes.data,
         len(spans),
         qkv.ctypes.data,

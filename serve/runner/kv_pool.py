@@ -86,8 +86,9 @@ class NativeKVPool:
         self.block_stride = 2 * num_layers + 1
         num_bytes = num_blocks * self.block_stride * unit_bytes
         with _taking(num_bytes, num_blocks):
-            self._memory = AlignedMemory(num_bytes)
-        keys = [self._memory.address + 2 * layer * unit_bytes for layer in range(num_layers)]
+            self.memory = AlignedMemory(num_bytes)
+            """All blocks; zero where none was written."""
+        keys = [self.memory.address + 2 * layer * unit_bytes for layer in range(num_layers)]
         self.caches: Sequence[tuple[int, int]] = [(start, start + unit_bytes) for start in keys]
         """By layer, where block 0's keys and its values lie."""
 

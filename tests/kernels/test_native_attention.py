@@ -1,10 +1,12 @@
 """Paged attention in C++ equals its torch twin and an exact softmax; a row knows only its own past.
 
-Caches are full of what nobody may see before anything is written to them: not-a-number, infinity.
+Keys and values lie in the runner's pool, beside another layer's. It is full of what nobody
+may see before anything is written to it: not-a-number, infinity.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -21,11 +23,13 @@ from serve.attention.protocol import Span
 from serve.kernels import abi
 from serve.kernels.elementwise import rotate
 from serve.kernels.native import NativeLibrary, Pool
-from serve.kernels.native_attention import SPAN_DTYPE, NativeCache, attend, attention_heads
+from serve.kernels.native_attention import SPAN_DTYPE, attend, attention_heads
+from serve.runner.kv_pool import NativeKVPool
 
 HEADS = [(1, 1), (2, 1), (7, 1), (14, 2), (8, 1), (4, 2), (16, 1)]
 GARBAGE = [0xFFFFFFFF, 0x7F807F80, 0x7F800000, 0x7F7F7F7F]
 NUM_POSITIONS = 4096
+NUM_LAYERS, LAYER = 2, 1  # of a pool, and the one that attends
 SPLIT_TOKENS = 512  # of attention_plan.h; tests go beyond it
 
 shapes = st.builds(
@@ -106,11 +110,11 @@ class Step:
     """One call of the kernel: pieces of sequences, each [start, end) of its tokens."""
 
     heads: abi.Heads
-    cache: NativeCache
+    kv_pool: NativeKVPool
     pieces: list[tuple[np.ndarray, np.ndarray, int, int]] = field(default_factory=list)
 
     def add(self, tokens: np.ndarray, table: np.ndarray, start: int, end: int) -> Step:
-        self.pieces.append((tokens, table, start, end))
+        self.pieces.append((tokens, table * self.kv_pool.block_stride, start, end))
         return self
 
     def run(self, pool: Pool) -> list[np.ndarray]:
@@ -121,14 +125,25 @@ class Step:
             first_row += end - start
         qkv = np.concatenate([tokens[start:end] for tokens, _, start, end in self.pieces])
         cos, sin = _angles(self.heads.head_dim)
-        out = attend(pool, self.heads, self.cache, 0, spans=spans, qkv=qkv, cos=cos, sin=sin)
+        cache = self.kv_pool.caches[LAYER]
+        out = attend(pool, self.heads, cache, spans=spans, qkv=qkv, cos=cos, sin=sin)
         return np.split(out, spans["first_row"][1:])
 
 
-def _cache(pool: Pool, heads: abi.Heads, num_blocks: int, *, garbage: int = GARBAGE[0]):
-    cache = NativeCache(pool.library, heads, num_layers=1, num_blocks=num_blocks)
-    cache.fill(garbage)
-    return cache
+def _kv_pool(
+    pool: Pool, heads: abi.Heads, num_blocks: int, *, garbage: int = GARBAGE[0]
+) -> NativeKVPool:
+    """Every word of it set, as if other sequences had been there before."""
+    kv_pool = NativeKVPool(pool.library, heads, num_layers=NUM_LAYERS, num_blocks=num_blocks)
+    _words(kv_pool)[:] = garbage
+    return kv_pool
+
+
+def _words(kv_pool: NativeKVPool) -> np.ndarray:
+    """uint32 [num_blocks, block_stride, words of a unit], while the pool lives."""
+    memory = kv_pool.memory
+    words = (ctypes.c_uint32 * (memory.num_bytes // 4)).from_address(memory.address)
+    return np.ctypeslib.as_array(words).reshape(kv_pool.num_blocks, kv_pool.block_stride, -1)
 
 
 def _num_blocks(heads: abi.Heads, num_tokens: int) -> int:
@@ -140,13 +155,13 @@ def _tables(heads: abi.Heads, lengths: Sequence[int], seed: int) -> tuple[list[n
     counts = [_num_blocks(heads, length) for length in lengths]
     order = np.random.default_rng(seed).permutation(sum(counts)).astype(np.int32)
     tables = np.split(order, np.cumsum(counts)[:-1])
-    return [np.append(table, np.int32(1 << 30)) for table in tables], sum(counts)
+    return [np.append(table, np.int32(1 << 28)) for table in tables], sum(counts)
 
 
 def _whole(pool: Pool, heads: abi.Heads, tokens: np.ndarray) -> np.ndarray:
     """All tokens in one chunk of a cache of their own."""
     (table,), num_blocks = _tables(heads, [len(tokens)], 0)
-    step = Step(heads, _cache(pool, heads, num_blocks))
+    step = Step(heads, _kv_pool(pool, heads, num_blocks))
     return step.add(tokens, table, 0, len(tokens)).run(pool)[0]
 
 
@@ -167,11 +182,11 @@ def test_any_schedule_equals_an_exact_softmax(pools, heads, steps, num_threads, 
     lengths = [sum(counts) for counts in zip(*steps, strict=True)]
     tables, num_blocks = _tables(heads, lengths, seed)
     tokens = [_tokens(heads, length, seed + i) for i, length in enumerate(lengths)]
-    cache = _cache(pool, heads, num_blocks, garbage=garbage)
+    kv_pool = _kv_pool(pool, heads, num_blocks, garbage=garbage)
     found: list[list[np.ndarray]] = [[] for _ in lengths]
     starts = [0] * len(lengths)
     for counts in steps:
-        step, members = Step(heads, cache), [i for i, count in enumerate(counts) if count]
+        step, members = Step(heads, kv_pool), [i for i, count in enumerate(counts) if count]
         for i in members:
             step.add(tokens[i], tables[i], starts[i], starts[i] + counts[i])
             starts[i] += counts[i]
@@ -200,10 +215,10 @@ def test_a_row_s_bits_do_not_depend_on_chunks_neighbours_threads_or_unwritten_sl
     whole = _whole(pools[1], heads, tokens)
     pool = pools[num_threads]
     (table, *others), num_blocks = _tables(heads, [length, *neighbours], seed)
-    cache = _cache(pool, heads, num_blocks, garbage=garbage)
+    kv_pool = _kv_pool(pool, heads, num_blocks, garbage=garbage)
     bounds = [0, *sorted(cut for cut in cuts if cut < length), length]
     for start, end in itertools.pairwise(bounds):
-        step = Step(heads, cache)
+        step = Step(heads, kv_pool)
         for i, (count, other) in enumerate(zip(neighbours, others, strict=True)):
             step.add(_tokens(heads, count, i), other, 0, count)
         found = step.add(tokens, table, start, end).run(pool)[-1]
@@ -217,9 +232,9 @@ def test_decodes_one_by_one_have_the_bits_of_one_chunk(pools, shape, dtype):
     tokens = _tokens(heads, 135, 1)
     whole = _whole(pools[2], heads, tokens)
     (table,), num_blocks = _tables(heads, [len(tokens)], 1)
-    cache = _cache(pools[1], heads, num_blocks)
+    kv_pool = _kv_pool(pools[1], heads, num_blocks)
     for position in range(len(tokens)):
-        step = Step(heads, cache).add(tokens, table, position, position + 1)
+        step = Step(heads, kv_pool).add(tokens, table, position, position + 1)
         assert step.run(pools[1])[0].tobytes() == whole[position : position + 1].tobytes()
 
 
@@ -232,12 +247,12 @@ def test_rows_on_both_sides_of_a_split_have_the_bits_of_one_chunk(pools, dtype):
         whole, _exact(heads, tokens), atol=_tolerance(pools[1].library, heads)
     )
     (table,), num_blocks = _tables(heads, [len(tokens)], 2)
-    cache = _cache(pools[2], heads, num_blocks)
+    kv_pool = _kv_pool(pools[2], heads, num_blocks)
     bounds = [0, 511, 512, 513, 1000, 1023, 1025, 1026, len(tokens)]
     for num_threads, (start, end) in zip(
         itertools.cycle([1, 2, 3]), itertools.pairwise(bounds), strict=False
     ):
-        step = Step(heads, cache).add(tokens, table, start, end)
+        step = Step(heads, kv_pool).add(tokens, table, start, end)
         assert step.run(pools[num_threads])[0].tobytes() == whole[start:end].tobytes()
 
 
@@ -260,11 +275,11 @@ def test_more_units_than_scratch_holds_at_once_have_the_bits_of_each_alone(pools
     tokens = _tokens(heads, length, 4)
     whole = _whole(pools[1], heads, tokens)
     num_shared = _num_blocks(heads, length) - 1  # all but the block that each decode writes to
-    cache = _cache(pools[1], heads, num_shared + num_sequences)
+    kv_pool = _kv_pool(pools[1], heads, num_shared + num_sequences)
     shared = np.arange(num_shared, dtype=np.int32)
     tables = [np.append(shared, np.int32(num_shared + i)) for i in range(num_sequences)]
-    Step(heads, cache).add(tokens, shared, 0, length - 1).run(pools[1])
-    step = Step(heads, cache)
+    Step(heads, kv_pool).add(tokens, shared, 0, length - 1).run(pools[1])
+    step = Step(heads, kv_pool)
     for table in tables:
         step.add(tokens, table, length - 1, length)
     assert {out.tobytes() for out in step.run(pools[2])} == {whole[-1].tobytes()}
@@ -288,7 +303,7 @@ def test_a_poisoned_sequence_leaves_its_neighbours_alone(pools):
     tokens = _tokens(heads, 40, 6)
     clean = _whole(pools[1], heads, tokens)
     (table, other), num_blocks = _tables(heads, [40, 40], 6)
-    step = Step(heads, _cache(pools[2], heads, num_blocks))
+    step = Step(heads, _kv_pool(pools[2], heads, num_blocks))
     step.add(np.full_like(tokens, np.nan), other, 0, 40).add(tokens, table, 0, 40)
     assert step.run(pools[2])[1].tobytes() == clean.tobytes()
 
@@ -301,7 +316,7 @@ def test_native_equals_the_torch_twin(pools, dtype):
     tables, num_blocks = _tables(heads, lengths, 7)
     caches = [torch.zeros(2, num_blocks * 16 + 1, 64, dtype=dtype) for _ in range(2)]
     twin = PagedAttention(caches[:1], caches[1:], block_size=16, num_heads=14)
-    spans, step, first_row = [], Step(heads, _cache(pools[2], heads, num_blocks)), 0
+    spans, step, first_row = [], Step(heads, _kv_pool(pools[2], heads, num_blocks)), 0
     for one, table in zip(tokens, tables, strict=True):
         spans.append(Span(first_row, len(one), 0, table.astype(np.int64)))
         step.add(one, table, 0, len(one))
@@ -317,23 +332,38 @@ def test_queries_and_keys_are_left_rotated_with_the_twin_s_bits(pools):
     tokens = _tokens(heads, 50, 8)
     query, key, value = _rotated(heads, tokens)
     (table,), num_blocks = _tables(heads, [50], 8)
-    spans = np.array([(0, 50, 0, table.ctypes.data)], SPAN_DTYPE)
+    kv_pool = _kv_pool(pools[2], heads, num_blocks)
+    units = table * kv_pool.block_stride
+    spans = np.array([(0, 50, 0, units.ctypes.data)], SPAN_DTYPE)
     cos, sin = _angles(128)
-    cache = _cache(pools[2], heads, num_blocks)
-    attend(pools[2], heads, cache, 0, spans=spans, qkv=tokens, cos=cos, sin=sin)
+    attend(pools[2], heads, kv_pool.caches[LAYER], spans=spans, qkv=tokens, cos=cos, sin=sin)
     expected = torch.cat((query, key, value), 1).flatten(1).numpy()
     np.testing.assert_array_equal(tokens, expected)
 
 
-def test_layers_of_a_cache_are_apart_aligned_and_zero(pools):
+@pytest.mark.parametrize("dtype", [abi.F32, abi.BF16])
+def test_a_layer_writes_its_own_units_of_a_sequence_s_blocks_and_nothing_else(pools, dtype):
+    heads = _heads(2, 1, 32, dtype=dtype)
+    tokens, table = _tokens(heads, 48, 9), np.array([4, 0, 3], np.int32)
+    kv_pool = _kv_pool(pools[2], heads, 5)
+    before = _words(kv_pool).copy()
+    Step(heads, kv_pool).add(tokens, table, 0, 48).run(pools[2])
+    is_written = (_words(kv_pool) != before).all(axis=2)
+    expected = np.zeros((5, 2 * NUM_LAYERS + 1), bool)
+    expected[np.ix_(table, [2 * LAYER, 2 * LAYER + 1])] = True
+    np.testing.assert_array_equal(is_written, expected)
+    np.testing.assert_array_equal(_words(kv_pool)[~expected], before[~expected])
+
+
+def test_a_pool_is_zero_and_its_units_are_aligned(pools):
     heads = _heads(2, 1, 32)
-    cache = NativeCache(pools[1].library, heads, num_layers=3, num_blocks=5)
-    size = 5 * 16 * 32 * 2
-    assert cache.num_bytes == 3 * 2 * size
-    starts = sorted([*cache.keys, *cache.values])
-    assert all(start % 64 == 0 for start in starts)
-    assert all(after - before >= size for before, after in itertools.pairwise(starts))
-    assert not cache.as_array().any()
+    kv_pool = NativeKVPool(pools[1].library, heads, num_layers=3, num_blocks=5)
+    words = _words(kv_pool)
+    assert words.shape == (5, 7, 16 * 32 * 2 // 4)
+    assert not words.any()
+    units = [address for cache in kv_pool.caches for address in cache]
+    assert units == [words[0, unit].ctypes.data for unit in range(6)]
+    assert all(unit % 64 == 0 for unit in units)
 
 
 @pytest.mark.parametrize(
