@@ -4,7 +4,8 @@ Runs in the replica's process, on its event loop, without torch. A group is made
 away whole: after the loss of any shard nothing of it is reused. Three signs of a death, whichever
 comes first: the end of a control socket, the sentinel call's error, a shard's own last word. A
 shard that neither dies nor runs (a process that was stopped, a machine that is paused) is known by
-its silence: a ready one says every heartbeat that it runs.
+its silence: a ready one says every heartbeat that it runs. Where this process was paused itself,
+perhaps with all the others, it listens anew before it calls anybody silent.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ ROOT_CAUSE_WAIT_S = 0.3
 # A shard that said nothing for so long when its group ends may not hear that it is to end.
 FROZEN_S = 3 * HEARTBEAT_S
 NUM_SILENCE_CHECKS = 60  # within the time that a shard may be silent
+OWN_PAUSE_SHARE = 0.25  # of that time, between two checks: this process did not run
 
 
 class ShardHandle(Protocol):
@@ -101,6 +103,7 @@ class ShardGroup:
         self._failures: list[ErrorInfo] = []
         self._num_shards = 0
         self._silence_s = 0.0
+        self._listens_since_s = self._checked_s = 0.0
         self._is_ready: asyncio.Future[None] | None = None
         self.is_over = False
 
@@ -204,8 +207,13 @@ class ShardGroup:
 
     def _check_silence(self) -> None:
         loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        if now_s - self._checked_s > self._silence_s * OWN_PAUSE_SHARE:
+            self._listens_since_s = now_s
+        self._checked_s = now_s
         for connection, rank in self._connections.items():
-            if loop.time() - connection.last_received_s > self._silence_s:
+            heard_s = max(connection.last_received_s, self._listens_since_s)
+            if now_s - heard_s > self._silence_s:
                 silent = f"shard {rank} was silent for {self._silence_s:g} s"
                 self._lose(ErrorInfo(ReplicaLostError.code, silent))
                 return
@@ -253,5 +261,5 @@ class ShardGroup:
 def _kill(pid: int | None) -> None:
     """End a process that hears nothing: Ray would ask it to leave, and keep its place meanwhile."""
     if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)

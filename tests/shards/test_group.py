@@ -224,6 +224,28 @@ def test_a_shard_frozen_while_nobody_asks_is_lost_at_the_limit_and_ended(
     _run(tmp_path, _model(tmp_path, step_ms=5), 2, test, silence_s=2.0)
 
 
+def test_a_pause_of_the_replica_itself_is_no_silence_of_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused_s = 0.0  # so far, by the clock that goes on meanwhile
+
+    async def test(world: _World) -> None:
+        nonlocal paused_s
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        monkeypatch.setattr(loop, "time", lambda: clock() + paused_s)
+        await world.group.start(timeout_s=50)
+        world.processes[1].process.send_signal(signal.SIGSTOP)
+        paused_s = 20.0  # ten times as long as a shard may be silent
+        resumed_s = loop.time()
+        await _until(lambda: loop.time() > resumed_s + 1.0)
+        assert world.lost == []
+        await _until(lambda: world.lost)
+        assert loop.time() > resumed_s + 2.0
+
+    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test, silence_s=2.0)
+
+
 def test_shards_whose_replica_is_gone_end_their_streams_and_leave(tmp_path: Path) -> None:
     async def test(world: _World) -> None:
         await world.group.start(timeout_s=50)
