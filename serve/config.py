@@ -17,6 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Dtype = Literal["float32", "bfloat16"]
 Auto = Literal["auto"]
 Kernels = Literal["auto", "torch", "avx2", "avx512", "amx"]
+DeviceName = Literal["cpu", "cuda"]
+
+# Of `engine.token_budget: auto`. A GPU computes few tokens no faster than many; on a CPU more of
+# them would only lengthen the step that running answers wait for.
+_TOKEN_BUDGETS: dict[DeviceName, int] = {"cpu": 512, "cuda": 2048}
 
 
 class Section(BaseModel):
@@ -84,8 +89,10 @@ class EngineConfig(Section):
     """Limits of one replica's engine."""
 
     max_running_sequences: int = Field(64, ge=1, le=1024, description="Most sequences in one step.")
-    token_budget: int = Field(
-        512, ge=16, le=65536, description="Most tokens in one step (prefill is chunked to fit)."
+    token_budget: Annotated[int, Field(ge=16, le=65536)] | Auto = Field(
+        "auto",
+        description="Most tokens in one step (prefill is chunked to fit); auto: 2048 on a GPU,"
+        " 512 on a CPU.",
     )
     max_step_s: float = Field(
         1.0,
@@ -110,6 +117,10 @@ class EngineConfig(Section):
     prefix_cache: bool = Field(
         True, description="Keep the KV blocks of answered requests for others that begin alike."
     )
+
+    def budget(self, device: DeviceName) -> int:
+        """The token budget of a step on `device`, in tokens."""
+        return _TOKEN_BUDGETS[device] if self.token_budget == "auto" else self.token_budget
 
     @model_validator(mode="after")
     def _check_kv_cache(self) -> EngineConfig:
@@ -225,7 +236,7 @@ class HardwareConfig(Section):
     """What shards run on."""
 
     name: str = Field("cpu", description="Name of the preset in configs/hardware.")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Where shards compute.")
+    device: DeviceName = Field("cpu", description="Where shards compute.")
     gpu: str | None = Field(None, description="Name of the GPU in configs/gpus.yaml.")
     gpus_per_node: int = Field(0, ge=0, le=64, description="GPUs of one machine.")
     threads_per_shard: Annotated[int, Field(ge=1)] | Auto = Field(

@@ -149,7 +149,8 @@ def _memory(plan: ModelPlan, chosen: Layout) -> Table:
 
 def _step_text(plan: ModelPlan) -> str:
     engine = plan.demand.engine
-    return f"a step of {engine.token_budget} tokens, {engine.max_running_sequences} sequences"
+    budget = engine.budget("cuda" if plan.node.num_gpus else "cpu")
+    return f"a step of {budget:,} tokens, {engine.max_running_sequences} sequences"
 
 
 def _speed(prediction: Prediction, chosen: Layout, *, has_gpus: bool) -> Table:

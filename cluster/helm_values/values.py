@@ -33,7 +33,7 @@ NOT_MODEL_OVERRIDES = frozenset(
 )
 NOT_HARDWARE_OVERRIDES = frozenset({"name", "device", "gpu", "gpus_per_node", "upgrade"})
 # "auto" that is resolved where the model is loaded; every other one is resolved by the plan.
-LATE_AUTO = frozenset({"kv_cache_tokens"})
+LATE_AUTO = frozenset({"kernels", "kv_cache_tokens", "token_budget"})
 
 
 class Values(BaseModel):

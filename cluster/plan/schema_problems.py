@@ -30,6 +30,8 @@ def schema_problems(document: Document) -> list[Problem]:
 def _problems_of(exc: ValidationError, document: Document) -> Iterator[Problem]:
     grouped: dict[tuple[KeyPath, str], list[str]] = {}
     for error in exc.errors(include_url=False):
+        if error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]:
+            continue  # long enough as written: its wrong items are told one by one
         path, message, got = _describe(error, document)
         messages = grouped.setdefault((path, got), [])
         if message not in messages:

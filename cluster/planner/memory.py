@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serve.catalog import ModelShape
-from serve.config import Dtype, EngineConfig
+from serve.config import DeviceName, Dtype, EngineConfig
 from serve.limits import GPU_MARGIN
 
 GB = 1_000_000_000
@@ -61,7 +61,9 @@ def gpu_memory(
 ) -> Memory:
     """The memory of one of `size` GPUs."""
     weights = shape.num_shard_params(size) * bytes_per_value
-    activations = activation_bytes(shape, size=size, engine=engine, bytes_per_value=bytes_per_value)
+    activations = activation_bytes(
+        shape, size=size, engine=engine, device="cuda", bytes_per_value=bytes_per_value
+    )
     framework = _CUDA_BYTES + (_COLLECTIVES_BYTES if size > 1 else 0)
     ours = round(usable_bytes * (1 - GPU_MARGIN))
     per_token = shape.kv_bytes_per_token(bytes_per_value=bytes_per_value, size=size)
@@ -92,7 +94,9 @@ def cpu_memory(
 ) -> Memory:
     """The memory of a replica of `size` shards in one machine or pod."""
     weights = size * shape.num_shard_params(size) * bytes_per_value
-    activations = size * activation_bytes(shape, size=size, engine=engine, bytes_per_value=4)
+    activations = size * activation_bytes(
+        shape, size=size, engine=engine, device="cpu", bytes_per_value=4
+    )
     framework = _RAY_BYTES + size * _SHARD_PROCESS_BYTES
     room = usable_bytes - weights - activations - framework
     per_token = size * shape.kv_bytes_per_token(bytes_per_value=bytes_per_value, size=size)
@@ -115,7 +119,9 @@ def cpu_pod_bytes(
 ) -> int:
     """Memory that a pod needs so that the engine's own choice of KV slots always fits in it."""
     weights = size * shape.num_shard_params(size) * bytes_per_value
-    activations = size * activation_bytes(shape, size=size, engine=engine, bytes_per_value=4)
+    activations = size * activation_bytes(
+        shape, size=size, engine=engine, device="cpu", bytes_per_value=4
+    )
     per_token = size * shape.kv_bytes_per_token(bytes_per_value=bytes_per_value, size=size)
     tokens = engine.kv_cache_tokens
     tokens = _CPU_KV_MAX_TOKENS if tokens == "auto" else tokens
@@ -124,7 +130,12 @@ def cpu_pod_bytes(
 
 
 def activation_bytes(
-    shape: ModelShape, *, size: int, engine: EngineConfig, bytes_per_value: int
+    shape: ModelShape,
+    *,
+    size: int,
+    engine: EngineConfig,
+    device: DeviceName,
+    bytes_per_value: int,
 ) -> int:
     """The largest step of one rank: the residual stream, one layer's products, the logits.
 
@@ -135,7 +146,7 @@ def activation_bytes(
     heads = (2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim // size
     widest = 2 * shape.hidden + max(heads, 3 * shape.ffn // size)
     logits = 2 * 4 * shape.vocab_size * engine.max_running_sequences
-    return engine.token_budget * widest * bytes_per_value + logits
+    return engine.budget(device) * widest * bytes_per_value + logits
 
 
 def _kv_tokens(room_tokens: int, engine: EngineConfig) -> int:

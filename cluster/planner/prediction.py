@@ -83,7 +83,7 @@ def predict_copy(
     context = min(CONTEXT_TOKENS, roofline.shape.max_positions)
     return Prediction(
         load_s=start_s + num_bytes / _READ_BYTES_PER_S,
-        ttft_s=roofline.prefill_s(prompt_tokens, engine.token_budget),
+        ttft_s=roofline.prefill_s(prompt_tokens, engine.budget(roofline.device.name)),
         prompt_tokens=prompt_tokens,
         context_tokens=context,
         steps={batch: roofline.decode(batch, context) for batch in BATCHES},

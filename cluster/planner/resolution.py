@@ -75,6 +75,9 @@ def _resolve_model(model: ModelConfig, hardware: HardwareConfig, machine: Machin
             "dtype": _dtype(model, hardware, machine),
             "yarn": _yarn(model, shape),
             "max_model_len": _max_model_len(model, shape),
+            "engine": model.engine.model_copy(
+                update={"token_budget": model.engine.budget(hardware.device)}
+            ),
         }
     )
 

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 
 from serve.catalog import ModelShape
+from serve.config import DeviceName
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Device:
     link_s: float
     calibration: Calibration
     is_shared: bool = False
+
+    @property
+    def name(self) -> DeviceName:
+        """As `hardware.device` says it."""
+        return "cpu" if self.is_shared else "cuda"
 
 
 @dataclass(frozen=True, slots=True)

@@ -339,6 +339,7 @@ def _reference(folder: Path, dtype: Any, vocab_size: int, max_model_len: int) ->
         num_real_tokens=vocab_size,
         eos_token_ids=(),
         max_running_sequences=16,
+        token_budget=512,
         kernels="torch",
         kv_cache_tokens=16 * (-(-max_model_len // 16)) * 16,
         max_model_len=max_model_len,

@@ -61,7 +61,7 @@ class Case:
         roofline = self.rooflines[number]
         device = replace(roofline.device, calibration=calibration)
         return self.workload.predicted_tokens_per_s(
-            replace(roofline, device=device), token_budget=EngineConfig().token_budget
+            replace(roofline, device=device), token_budget=EngineConfig().budget("cpu")
         )
 
     def error(self, calibration: Calibration, numbers: frozenset[int]) -> float:

@@ -52,7 +52,7 @@ class DeviceOptions:
     """
 
     device: torch.device
-    token_budget: int = 512
+    token_budget: int
     kernels: DeviceKernelsChoice = "auto"
     has_graphs: bool | None = None
     check_group: Callable[[], None] | None = None

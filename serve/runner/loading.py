@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -35,7 +35,7 @@ from .step_sampler import NativeSampler, ReferenceSampler, StepSampler
 from .torch_pass import TorchPass
 
 if TYPE_CHECKING:
-    from serve.config import Dtype, Kernels
+    from serve.config import DeviceName, Dtype, Kernels
 
     from .cuda import CudaRunner
 
@@ -54,12 +54,12 @@ def load_runner(
     num_real_tokens: int,
     eos_token_ids: tuple[int, ...],
     max_running_sequences: int,
-    device: Literal["cpu", "cuda"] = "cpu",
+    token_budget: int,
+    device: DeviceName = "cpu",
     kernels: Kernels = "auto",
     kv_cache_tokens: int | None = None,
     max_model_len: int | None = None,
     yarn: bool = False,
-    token_budget: int = 512,
     check_group: Callable[[], None] | None = None,
     on_progress: Progress | None = None,
 ) -> ModelRunner | CudaRunner:
@@ -74,12 +74,12 @@ def load_runner(
         num_real_tokens: ids from here on are padding and never sampled.
         eos_token_ids: held back until a request's `min_tokens`.
         max_running_sequences: slots of sequences.
+        token_budget: most tokens of a step, for which a GPU needs memory.
         device: where to compute.
         kernels: what computes on a CPU; on a GPU, "torch" is torch and all others are Triton.
         kv_cache_tokens: KV slots; None: what memory allows.
         max_model_len: tokens that a sequence may reach; None: the checkpoint's positions.
         yarn: stretch the positions as the Qwen2.5 family publishes it.
-        token_budget: most tokens of a step, for which a GPU needs memory.
         check_group: raises where the ranks' group is broken, for who waits for a GPU.
         on_progress: called with (bytes read, bytes in all) as weights arrive.
 

@@ -139,7 +139,7 @@ class LoadedShard:
         limits = model.engine
         settings = EngineSettings(
             max_running_sequences=limits.max_running_sequences,
-            token_budget=limits.token_budget,
+            token_budget=limits.budget(self.spec.hardware.device),
             max_step_s=limits.max_step_s,
             max_decode_slowdown=limits.max_decode_slowdown,
             max_waiting_requests=limits.max_waiting_requests,
@@ -251,7 +251,7 @@ def _load_runner(
         kv_cache_tokens=None if limits.kv_cache_tokens == "auto" else limits.kv_cache_tokens,
         max_model_len=model.max_model_len,
         yarn=model.yarn is True,
-        token_budget=limits.token_budget,
+        token_budget=limits.budget(spec.hardware.device),
         check_group=check_group,
         on_progress=lambda num_bytes, num_total: on_progress("weights", num_bytes, num_total),
     )

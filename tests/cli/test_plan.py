@@ -72,7 +72,7 @@ def test_model_that_does_not_fit_ends_with_1_and_what_would() -> None:
     result = plan("--model", "qwen2.5-72b-instruct", "--hardware", "rtx4090d-x4")
     assert result.exit_code == 1
     assert "It does not fit." in result.stdout
-    assert "weights 36.4 GB + workspace 1.3 GB are more than the 25.4 GB usable" in result.stdout
+    assert "weights 36.4 GB + workspace 1.4 GB are more than the 25.4 GB usable" in result.stdout
     assert "8 x rtx4090d with TP 8" in result.stdout
 
 

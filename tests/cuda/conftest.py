@@ -20,6 +20,7 @@ BLOCK_SIZE = 16
 NUM_REAL_TOKENS = 140
 EOS = 139
 MAX_SLOTS = 20
+TOKEN_BUDGET = 512
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +55,7 @@ def load_device(checkpoint: Path) -> Callable[..., CudaRunner]:
             kv_cache_tokens=100 * BLOCK_SIZE,
             on_progress=None,
         )
-        return load_cuda_runner(plan, DeviceOptions(torch.device(device), **options))
+        return load_cuda_runner(plan, DeviceOptions(torch.device(device), TOKEN_BUDGET, **options))
 
     return load
 
@@ -71,6 +72,7 @@ def reference(checkpoint: Path) -> ModelRunner:
         num_real_tokens=NUM_REAL_TOKENS,
         eos_token_ids=(EOS,),
         max_running_sequences=MAX_SLOTS,
+        token_budget=TOKEN_BUDGET,
         kernels="torch",
         kv_cache_tokens=100 * BLOCK_SIZE,
         max_model_len=512,

@@ -67,6 +67,14 @@ ingress_copies: many
         assert message in line
 
 
+@pytest.mark.parametrize("value", ["8", "many"])
+def test_wrong_budget_is_told_in_one_line_with_its_limit(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, f"models:\n  - preset: demo\n    engine: {{token_budget: {value}}}\n")
+    (line,) = problems(path)
+    assert line.startswith(f"{path}:3: models[0].engine.token_budget: should be ")
+    assert line.endswith(f"or should be 'auto', got {value if value == '8' else repr(value)}")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [

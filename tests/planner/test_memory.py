@@ -71,6 +71,17 @@ def test_larger_steps_need_more_workspace() -> None:
     assert large - small == (8192 - 512) * widest * 2
 
 
+def test_workspace_is_for_the_step_that_the_device_takes_by_itself() -> None:
+    by_itself, written = on("h100", 1), on("h100", 1, EngineConfig(token_budget=2048))
+    assert by_itself.activation_bytes == written.activation_bytes
+    room = {"usable_bytes": 90 * GIB, "total_bytes": 90 * GIB, "bytes_per_value": 2}
+    on_cpu = [
+        cpu_memory(SEVEN, size=1, engine=engine, **room).activation_bytes
+        for engine in (ENGINE, EngineConfig(token_budget=512))
+    ]
+    assert on_cpu[0] == on_cpu[1]
+
+
 def test_cpu_gives_the_cache_what_the_engine_would_take() -> None:
     memory = cpu_memory(
         SEVEN,

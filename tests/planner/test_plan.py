@@ -92,7 +92,7 @@ def test_model_that_is_too_large_is_refused_with_numbers_and_with_what_would_fit
     found = plan("qwen2.5-72b-instruct", "a100-80gb")
     assert found.chosen is None
     assert found.refused == (
-        "TP 1: weights 145.4 GB + workspace 1.0 GB are more than the 85.0 GB usable"
+        "TP 1: weights 145.4 GB + workspace 1.3 GB are more than the 85.0 GB usable"
     )
     assert found.would_fit == (
         "2 x a100-80gb with TP 2 (16,384 tokens)",

@@ -79,9 +79,19 @@ def test_what_is_said_stays_said(make_model: MakeModel) -> None:
         dtype="bfloat16",
         max_model_len=64,
         yarn=False,
+        engine={"token_budget": 64},
     )
     (model,) = plan(LAPTOP, written).models
     assert model == written
+
+
+@pytest.mark.parametrize(("device", "budget"), [("cpu", 512), ("cuda", 2048)])
+def test_step_has_more_room_for_prompts_on_a_gpu(
+    make_model: MakeModel, device: str, budget: int
+) -> None:
+    hardware = HardwareConfig(name="box", device=device, gpu="h100", gpus_per_node=1)
+    (model,) = plan(SERVER, ModelConfig(path=make_model()), hardware=hardware).models
+    assert model.engine.token_budget == budget
 
 
 def test_localhost_is_one_address_for_every_part(make_model: MakeModel) -> None:

@@ -45,6 +45,7 @@ def _load(path: Path, **options: Any) -> ModelRunner:
         "num_real_tokens": 100,
         "eos_token_ids": (),
         "max_running_sequences": 2,
+        "token_budget": 512,
         "kv_cache_tokens": 640,
     }
     return load_runner(path=path, **settings | options)

@@ -88,6 +88,7 @@ def _load(path: Path, kernels: Kernels, *, num_real_tokens: int) -> ModelRunner:
         num_real_tokens=num_real_tokens,
         eos_token_ids=(),
         max_running_sequences=4,
+        token_budget=512,
         kernels=kernels,
         kv_cache_tokens=65_536,
     )

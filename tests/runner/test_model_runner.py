@@ -44,6 +44,7 @@ def load(checkpoint: Path, kernels: Kernels) -> Load:
             "num_real_tokens": NUM_REAL_TOKENS,
             "eos_token_ids": (149,),
             "max_running_sequences": MAX_SLOTS,
+            "token_budget": 512,
             "kv_cache_tokens": 40 * BLOCK_SIZE,
             "kernels": kernels,
         }

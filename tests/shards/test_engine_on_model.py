@@ -64,6 +64,7 @@ def make_engine(request: pytest.FixtureRequest, checkpoint: Path) -> MakeEngine:
             num_real_tokens=128,
             eos_token_ids=(1,),
             max_running_sequences=8,
+            token_budget=token_budget,
             kernels=kernels,
             kv_cache_tokens=num_blocks * BLOCK_SIZE,
         )
