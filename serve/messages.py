@@ -1,8 +1,9 @@
 """What processes say to each other: requests, sampling parameters, steps, tokens, control.
 
-Plain msgspec structs, encoded as msgpack arrays; no behaviour beyond construction, no I/O. The one
-decision behind it: past the ingress everything is token ids, and every struct here is already
-valid (the ingress parsed it), so nobody downstream checks it again.
+Plain msgspec structs, encoded as msgpack arrays (but for `FinishedOutput`, which stays in its
+process); no behaviour beyond construction, no I/O. The one decision behind it: past the ingress
+everything is token ids, and every struct here is already valid (the ingress parsed it), so nobody
+downstream checks it again.
 
 Four conversations use these structs::
 
