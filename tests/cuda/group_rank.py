@@ -1,6 +1,7 @@
 """One rank of `test_group.py`, in a process of its own: rank, size, file descriptors of sockets.
 
-After the collectives it is told by a line how long a wait may take, or to die.
+After the collectives it is told by a line how long a wait may take, or to die. It says "idle" once
+it was idle for longer than a wait may take and the group still stands, and at last why it broke.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def main() -> None:
     group.check()
     time.sleep(1.5)  # idle, for longer than a wait may take
     try:
+        group.check()
+        print("idle", flush=True)
         while True:
             group.check()
             time.sleep(0.01)

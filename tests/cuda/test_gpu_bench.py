@@ -1,4 +1,4 @@
-"""The bench for a lent GPU: what a part found survives its end; bars are held or not measured."""
+"""The bench of a GPU: what a part found survives its end; bars are held or not measured."""
 
 from __future__ import annotations
 
