@@ -57,7 +57,7 @@ class Bench:
         """Run one part; an error is a result too, beside what was found before it."""
         try:
             self._parts()[name]()
-        except Exception:  # its text is all that comes back from a lent machine
+        except Exception:  # its text may be all that comes back from that machine
             self.keep("error", traceback.format_exc())
 
     def _parts(self) -> dict[str, Callable[[], None]]:
