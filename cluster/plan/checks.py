@@ -14,6 +14,7 @@ from typing import Any
 
 from serve.catalog import ModelShape, shape_for_length, tensor_parallel_problem
 from serve.checkpoint import count_real_tokens, inspect_checkpoint, read_eos_token_ids
+from serve.checkpoint.chat_template import check_chat_template
 from serve.errors import CheckpointError, ConfigurationError
 
 from .document import Document, KeyPath, Problem, render_path
@@ -158,6 +159,7 @@ def _check_tokenizer(
     try:
         num_tokens = count_real_tokens(folder)
         read_eos_token_ids(folder)
+        check_chat_template(folder)
     except CheckpointError as exc:
         yield _problem(document, (*path, "path"), exc.message)
         return

@@ -55,19 +55,26 @@ class ModelFolder:
             return None
         return resolved if is_inside else None
 
-    def read_json(self, name: str, *, max_bytes: int) -> dict[str, Any] | None:
-        """The JSON object in file `name`; None, and a problem, where it has none."""
+    def read_bytes(self, name: str, *, max_bytes: int) -> bytes | None:
+        """All of file `name`; None, and a problem, where it cannot be read or is longer."""
         path = self.file(name)
         if path is None:
             return None
         try:
             with path.open("rb") as file:
-                text = file.read(max_bytes + 1)
+                content = file.read(max_bytes + 1)
         except OSError as error:
             self.problems.append(f"{name} cannot be read: {error.strerror}")
             return None
-        if len(text) > max_bytes:
+        if len(content) > max_bytes:
             self.problems.append(f"{name} must be <= {max_bytes} bytes")
+            return None
+        return content
+
+    def read_json(self, name: str, *, max_bytes: int) -> dict[str, Any] | None:
+        """The JSON object in file `name`; None, and a problem, where it has none."""
+        text = self.read_bytes(name, max_bytes=max_bytes)
+        if text is None:
             return None
         parsed = parse_object(text)
         if parsed is None:

@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.sandbox
 
-from serve.errors import CheckpointError, InvalidRequestError
+from serve.checkpoint.chat_template import SYNTAX, find_chat_template, not_compiling
+from serve.errors import InvalidRequestError
 
-from .model_files import read_json, read_model_file
+from .model_files import read_json
 from .tokenizer import Tokenizer
 
 MAX_OUTPUT_CHARS = 16 * 1024 * 1024
@@ -32,12 +33,17 @@ _SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class ChatTemplate:
-    """A compiled template; `special_tokens` are the names it may use ("eos_token")."""
+    """A compiled template; `special_tokens` are the names it may use ("eos_token").
+
+    Raises:
+        CheckpointError: it does not compile; names `file`, if that is given.
+    """
 
     def __init__(
         self,
         source: str,
         *,
+        file: Path | None = None,
         special_tokens: Mapping[str, str] | None = None,
         max_output_chars: int = MAX_OUTPUT_CHARS,
         max_render_s: float = MAX_RENDER_S,
@@ -49,7 +55,7 @@ class ChatTemplate:
         try:
             self._template = self._environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as exc:
-            raise CheckpointError(f"the chat template does not compile: {exc}"[:300]) from exc
+            raise not_compiling(exc, file) from exc
 
     def render(
         self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None = None
@@ -91,17 +97,15 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     Raises:
         CheckpointError: it is there and cannot be used.
     """
-    config = read_json(folder, "tokenizer_config.json")
-    file = read_model_file(folder, "chat_template.jinja")
-    source = config.get("chat_template") if file is None else file.decode("utf-8", "replace")
-    if isinstance(source, list):
-        named = {item.get("name"): item.get("template") for item in source if type(item) is dict}
-        source = named.get("default")
-    if not isinstance(source, str):
+    source = find_chat_template(folder)
+    if source is None:
         return None
+    config = read_json(folder, "tokenizer_config.json")
     texts = {name: _special_token(config.get(name)) for name in _SPECIAL_TOKEN_NAMES}
     return ChatTemplate(
-        source, special_tokens={name: text for name, text in texts.items() if text is not None}
+        source.text,
+        file=source.file,
+        special_tokens={name: text for name, text in texts.items() if text is not None},
     )
 
 
@@ -130,9 +134,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        super().__init__(**SYNTAX)
         self._clock = threading.local()
         self.filters["tojson"] = _to_json
         self.globals["raise_exception"] = _raise_exception

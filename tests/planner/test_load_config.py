@@ -132,6 +132,19 @@ def test_tokenizer_that_cannot_serve_is_told_before_a_start_and_not_asked_for_by
     assert load_config(path, needs_weights=False).models[0].path == folder
 
 
+def test_chat_template_that_could_not_serve_is_told_before_a_start(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    folder = make_model()
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}\n{{ message }")
+    path = write(tmp_path, f"models:\n  - path: {folder}\n")
+    (found,) = problems(path)
+    assert found.startswith(
+        f"{path}:2: models[0].path: {folder}/chat_template.jinja: the chat template does not"
+        " compile, line 2: "
+    )
+
+
 def test_options_come_before_the_file_and_are_named_as_such(
     tmp_path: Path, make_model: MakeModel
 ) -> None:

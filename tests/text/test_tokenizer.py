@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve.checkpoint.chat_template import check_chat_template
 from serve.errors import CheckpointError, InvalidRequestError
 from serve.testing.tokenizer import write_tokenizer
 from serve.text.chat_template import ChatTemplate, load_chat_template, render_chat
@@ -240,8 +241,27 @@ def test_hostile_templates_are_stopped(source: str) -> None:
 
 
 def test_a_template_that_does_not_compile_is_a_checkpoint_error() -> None:
-    with pytest.raises(CheckpointError, match="does not compile"):
-        ChatTemplate("{% for %}")
+    with pytest.raises(CheckpointError, match=r"^the chat template does not compile, line 2: "):
+        ChatTemplate("{{ eos_token }}\n{% for %}")
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_the_file_of_a_template_that_does_not_compile_is_named(tmp_path: Path, name: str) -> None:
+    text = "{{ messages | nothing }}"
+    is_config = name.endswith(".json")
+    (tmp_path / name).write_text(json.dumps({"chat_template": text}) if is_config else text)
+    for read in (load_chat_template, check_chat_template):
+        with pytest.raises(CheckpointError) as caught:
+            read(tmp_path)
+        assert caught.value.message == (
+            f"{tmp_path / name}: the chat template does not compile, line 1:"
+            " No filter named 'nothing'."
+        )
+
+
+def test_what_compiles_in_the_sandbox_passes_the_check(small_folder: Path) -> None:
+    check_chat_template(small_folder)
+    assert load_chat_template(small_folder) is not None
 
 
 def test_a_template_may_come_in_its_own_file(small_folder: Path, tmp_path: Path) -> None:
