@@ -52,24 +52,26 @@ class LocalGroup:
     `on_progress` is told how far rank 0's loading is.
 
     Raises:
-        RankFailedError: another rank failed, here or in `run`.
+        RankFailedError: another rank failed, here or in `run`. After a failure here nothing is
+            left behind either.
     """
 
     def __init__(
         self, options: GroupOptions, on_progress: Progress = lambda phase, done, total: None
     ) -> None:
         self.options = options
-        self._folder = tempfile.TemporaryDirectory(prefix="shoal-b-")
-        listener, address = None, ""
-        if options.num_ranks > 1:
-            listener, address = group_listener(self._folder.name)
-        specs = _specs(options, self._folder.name)
-        self._others = [_start(spec, address) for spec in specs[1:]]
-        with self._naming_failures():
-            self.shard = _load(specs[0], listener, address, on_progress)
-            self.shard.warm_up()
-        self.engine: Engine = self.shard.make_engine()
         self._num_requests = 0
+        self._opened = contextlib.ExitStack()
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            self._folder = self._opened.enter_context(
+                tempfile.TemporaryDirectory(prefix="shoal-b-")
+            )
+            with self._naming_failures():
+                self.shard = self._start_ranks(on_progress)
+                self.shard.warm_up()
+            self.engine: Engine = self.shard.make_engine()
+            on_failure.pop_all()
 
     def __enter__(self) -> LocalGroup:
         return self
@@ -112,11 +114,18 @@ class LocalGroup:
 
     def close(self) -> None:
         """End every other rank, and leave nothing behind."""
-        self.shard.close()
-        for process in self._others:
-            process.terminate()
-            process.wait()
-        self._folder.cleanup()
+        self._opened.close()
+
+    def _start_ranks(self, on_progress: Progress) -> LoadedShard:
+        """Every rank; what `close` has to end gathers in `_opened`, the last first."""
+        listener, address = None, ""
+        if self.options.num_ranks > 1:
+            listener, address = group_listener(self._folder)
+            self._opened.callback(listener.close)
+        specs = _specs(self.options, self._folder)
+        for spec in specs[1:]:
+            self._opened.callback(_end, _start(spec, address))
+        return _load(specs[0], listener, address, on_progress, opened=self._opened)
 
     @contextlib.contextmanager
     def _naming_failures(self) -> Iterator[None]:
@@ -124,7 +133,7 @@ class LocalGroup:
         try:
             yield
         except CollectiveError as exc:
-            found = sorted(Path(self._folder.name).glob("*.failure"))
+            found = sorted(Path(self._folder).glob("*.failure"))
             if found:
                 raise RankFailedError("; ".join(path.read_text() for path in found)) from exc
             raise
@@ -160,6 +169,8 @@ def _load(
     listener: Any,
     address: str,
     on_progress: Progress = lambda phase, done, total: None,
+    *,
+    opened: contextlib.ExitStack | None = None,
 ) -> LoadedShard:
     return LoadedShard.load(
         spec,
@@ -167,12 +178,18 @@ def _load(
         group_address=address,
         on_progress=on_progress,
         began_s=time.monotonic(),
+        opened=opened,
     )
 
 
 def _start(spec: ShardSpec, address: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "scripts.bench.local_group", pickle.dumps(spec).hex(), address]
     return subprocess.Popen(command)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait()
 
 
 def main() -> None:

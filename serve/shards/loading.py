@@ -12,6 +12,7 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,17 +93,23 @@ class LoadedShard:
         group_address: str,
         on_progress: Progress,
         began_s: float,
+        opened: ExitStack | None = None,
     ) -> LoadedShard:
         """Connect to the other ranks and load this rank's slice.
+
+        A caller whose process goes on after a failure closes `opened`, which leaves the group.
 
         Raises:
             ShoalError: a peer is missing, or the checkpoint cannot be used.
         """
+        opened = ExitStack() if opened is None else opened
         phases_s = {"import": time.monotonic() - began_s}
         on_progress("connect", 0, 0)
         step_sockets, collective_sockets = _connect(spec, listener, group_address)
+        for connected in (*step_sockets, *collective_sockets):
+            opened.callback(connected.close)
         phases_s["connect"] = time.monotonic() - began_s - sum(phases_s.values())
-        runner, collectives, facts = _load_runner(spec, collective_sockets, on_progress)
+        runner, collectives, facts = _load_runner(spec, collective_sockets, on_progress, opened)
         phases_s["weights"] = time.monotonic() - began_s - sum(phases_s.values())
         channel = StepSender(step_sockets) if spec.rank == 0 else StepReceiver(step_sockets[0])
         return cls(
@@ -222,7 +229,7 @@ def _folder(model: ModelConfig) -> Path:
 
 
 def _load_runner(
-    spec: ShardSpec, sockets: list[socket.socket], on_progress: Progress
+    spec: ShardSpec, sockets: list[socket.socket], on_progress: Progress, opened: ExitStack
 ) -> tuple[Any, Collectives | None, dict[str, Any]]:
     model = spec.model
     if model.stand_in is not None:
@@ -237,6 +244,7 @@ def _load_runner(
     folder = _folder(model)
     limits = model.engine
     collectives, check_group = _meet(spec, sockets)
+    opened.callback(collectives.close)
     runner = load_runner(
         path=folder,
         collectives=collectives,
