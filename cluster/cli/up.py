@@ -152,7 +152,7 @@ def plan_deployment(
 
 def _check_listening(host: str, port: int) -> None:
     from cluster.errors import UsageError
-    from cluster.local.ports import describe_listener, listening_error
+    from cluster.local.ports import ANOTHER_PORT, describe_listener, listening_error
 
     error = listening_error(host, port)
     if error is None:
@@ -160,7 +160,7 @@ def _check_listening(host: str, port: int) -> None:
     if error.errno == errno.EADDRINUSE:
         raise UsageError(
             f"port {port} is in use by {describe_listener(port)}",
-            hint="Choose another one: --port N, or `http: {port: N}` in the configuration.",
+            hint=ANOTHER_PORT,
         )
     raise UsageError(
         f"nothing can listen on port {port} of {host}: {error.strerror}",

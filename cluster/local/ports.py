@@ -6,10 +6,13 @@ Not a reservation: a port found free may be taken before it is bound; whoever bi
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 
 import psutil
 
+ANOTHER_PORT = "Choose another one: --port N, or `http: {port: N}` in the configuration."
 # Above the ports of Ray's workers, below those that systems hand out by themselves.
 _FIRST_BLOCK_PORT, _LAST_BLOCK_PORT = 20_000, 30_000
 
@@ -39,6 +42,17 @@ def listening_error(host: str, port: int) -> OSError | None:
     return None
 
 
+def port_taken(host: str, port: int) -> str | None:
+    """In a sentence that `port` of `host` is in use by a process that is not below this one."""
+    error = listening_error(host, port)
+    if error is None or error.errno != errno.EADDRINUSE:
+        return None
+    ours = {child.pid for child in psutil.Process().children(recursive=True)} | {os.getpid()}
+    if any(pid in ours for pid in _listeners(port)):
+        return None
+    return f"port {port} is in use by {describe_listener(port)}"
+
+
 def find_free_ports(num_ports: int, *, host: str = "127.0.0.1") -> list[int]:
     """`num_ports` different free ports of the system's choice."""
     with contextlib.ExitStack() as stack:
@@ -62,14 +76,22 @@ def find_free_block(size: int, *, first_port: int = _FIRST_BLOCK_PORT) -> int:
 
 def describe_listener(port: int) -> str:
     """Who listens on `port`, as "haproxy (pid 12)"; "another process" where that is not known."""
+    for pid in _listeners(port):
+        with contextlib.suppress(psutil.Error):
+            return f"{psutil.Process(pid).name()} (pid {pid})"
+    return "another process"
+
+
+def _listeners(port: int) -> list[int]:
+    """Processes that listen on `port`, as far as this user may see them."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.Error:
-        return "another process"
-    for connection in connections:
-        if connection.status != psutil.CONN_LISTEN or connection.laddr[1:] != (port,):
-            continue
-        if connection.pid is not None:
-            with contextlib.suppress(psutil.Error):
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    return "another process"
+        return []
+    return [
+        connection.pid
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr[1:] == (port,)
+        and connection.pid is not None
+    ]

@@ -23,6 +23,7 @@ from .environment import HAS_PROXY, RunPorts, build_environment, write_proxy_lau
 from .folder import RunFolder
 from .interrupts import Interrupts
 from .loopback_http import ServeApi, call
+from .ports import ANOTHER_PORT, port_taken
 from .processes import (
     ProcessId,
     become_subreaper,
@@ -299,9 +300,19 @@ class Supervisor:
         try:
             yield
         except CommandError as exc:
-            self._listener.on_event(PhaseEvent("failed", phase, message=exc.message, hint=exc.hint))
-            raise
+            found = self._explained(exc)
+            self._listener.on_event(
+                PhaseEvent("failed", phase, message=found.message, hint=found.hint)
+            )
+            raise found from exc.__cause__
         self._tell("end", phase, seconds=time.monotonic() - began)
+
+    def _explained(self, exc: CommandError) -> CommandError:
+        """The error, or what is behind it: somebody took the port since it was found free."""
+        taken = None
+        if isinstance(exc, StartError):
+            taken = port_taken(self._deployment.host, self._deployment.port)
+        return exc if taken is None else StartError(taken, hint=ANOTHER_PORT)
 
     def _tell(self, kind: Any, phase: Phase, **fields: Any) -> None:
         self._listener.on_event(PhaseEvent(kind, phase, **fields))

@@ -6,9 +6,11 @@ import http.client
 import json
 import os
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from cluster.local.folder import open_run, runs_path
@@ -77,6 +79,18 @@ def test_failed_constructor_is_named_and_leaves_nothing(
     up = machine.start(name, str(port), "the disk is made of cheese", module="toy_up")
     up.join()
     assert "failed: ValueError: the disk is made of cheese\n  raised at /" in up.output
+    machine.assert_nothing_left()
+
+
+def test_port_taken_after_it_was_found_free_is_told_in_one_line_and_leaves_nothing(
+    machine: Machine, name: str, port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        up = machine.start(name, str(port), module="toy_up")
+        up.join()
+    own = f"{psutil.Process().name()} (pid {os.getpid()})"
+    assert f"failed: port {port} is in use by {own}\n" in up.output
+    assert "Traceback" not in up.output
     machine.assert_nothing_left()
 
 
