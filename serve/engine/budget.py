@@ -15,7 +15,10 @@ MIN_TOKENS = 16
 MIN_TOKENS_BESIDE_DECODES = 4
 _MARGIN = 0.9
 _SMOOTHING = 0.2
-_DECODE_SMOOTHING = 0.5
+_DECODE_SMOOTHING = 0.2
+# What a prompt's token adds is believed sooner when it is more than known than when it is less.
+_RISING_SMOOTHING = 0.4
+_FALLING_SMOOTHING = 0.1
 _MAX_STEPS_WITH_PROMPTS = 32
 
 
@@ -36,6 +39,7 @@ class TokenBudget:
         self._floor = min(MIN_TOKENS, max_tokens)
         self._decode_step_s = 0.0
         self._shortest_step_s = 0.0
+        self._prefill_token_s = 0.0
         self._num_steps_with_prompts = 0
         self.tokens = self._floor
         self.tokens_beside_decodes = self._floor
@@ -78,16 +82,20 @@ class TokenBudget:
             self.tokens = max(min(target, 2 * self.tokens, self._max_tokens), self._floor)
 
     def _learn_slowdown(self, num_prefill_tokens: int, duration_s: float) -> None:
-        """Scale by what the prompts added; before any step without one, the shortest stands in."""
+        """By what a prompt's token adds; before any step without one, the shortest stands in."""
         known = self.tokens_beside_decodes
         decode_step_s = self._decode_step_s or self._shortest_step_s
         allowed_s = (self._max_slowdown - 1.0) * decode_step_s
-        added_s = duration_s - decode_step_s
-        target = 2 * known
-        if added_s > 0:
-            target = int(_MARGIN * num_prefill_tokens * allowed_s / added_s)
+        added_s = max(duration_s - decode_step_s, 0.0)
+        token_s = added_s / num_prefill_tokens
+        share = _RISING_SMOOTHING if token_s > self._prefill_token_s else _FALLING_SMOOTHING
+        self._prefill_token_s = _smooth(self._prefill_token_s, token_s, share)
+        most = known if added_s > allowed_s else 2 * known
+        target = most
+        if self._prefill_token_s > 0:
+            target = int(_MARGIN * allowed_s / self._prefill_token_s)
         if added_s > allowed_s or num_prefill_tokens >= known:
-            bounded = min(target, 2 * known, self._max_tokens)
+            bounded = min(target, most, self._max_tokens)
             self.tokens_beside_decodes = max(bounded, MIN_TOKENS_BESIDE_DECODES)
 
 

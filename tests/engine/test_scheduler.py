@@ -251,6 +251,16 @@ def test_a_long_prompt_is_held_back_before_any_step_without_one_was_seen() -> No
     assert longest_s <= 2.25 * 0.058
 
 
+def test_one_lucky_step_does_not_let_much_more_of_a_prompt_in() -> None:
+    budget = TokenBudget(4096, 1.0, max_slowdown=2.25)
+    budget.observe(8, num_decode_tokens=8, duration_s=0.05)
+    _steps_beside_decodes(budget, decode_s=0.05, s_per_token=0.0005)
+    known = budget.tokens_beside_decodes
+    budget.observe(8 + known, num_decode_tokens=8, duration_s=0.05 + 0.5 * known * 0.0005)
+
+    assert known <= budget.tokens_beside_decodes <= 1.15 * known
+
+
 def test_prompts_get_more_when_decodes_themselves_became_slow() -> None:
     budget = TokenBudget(4096, 1.0, max_slowdown=2.25)
     _steps_beside_decodes(budget, decode_s=0.05, s_per_token=0.001)
