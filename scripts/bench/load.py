@@ -166,9 +166,11 @@ def plot(path: Path, loads: dict[str, dict[str, Any]]) -> Path:
     figure, (bars, memory) = new_figure(2, width=11, height=4)
     for at, (name, figures) in enumerate(loads.items()):
         limit = figures["disk_limit_s" if name == "disk" else "memory_limit_s"]
-        bars.barh(at, figures["load_s"], color=OURS)
-        bars.plot([limit, limit], [at - 0.4, at + 0.4], color=LIMIT)
+        drawn = bars.barh(at, figures["load_s"], height=0.5, color=OURS)
+        bars.bar_label(drawn, fmt="%.1f s", padding=3)
+        bars.plot([limit, limit], [at - 0.25, at + 0.25], color=LIMIT)
     bars.set_yticks(range(len(loads)), [f"from the {name}" for name in loads])
+    bars.set_ylim(-1, len(loads))
     bars.set_xlabel("seconds (red: the limit)")
     figures = next(iter(loads.values()))
     shown = [one for one in figures["samples"] if one["at_s"] > -1]
@@ -178,12 +180,12 @@ def plot(path: Path, loads: dict[str, dict[str, Any]]) -> Path:
     cached = [(one["cached"] - shown[0]["cached"]) / 1e9 for one in shown]
     memory.plot(times, private, color=OURS, label="private memory of all ranks, grown by")
     memory.plot(times, cached, color=OTHER, label="page cache of the machine, grown by")
-    memory.axhline(
-        BAR * sum(figures["num_weight_bytes"]) / 1e9, color=LIMIT, label="1.15 x weights"
-    )
+    most_gb = BAR * sum(figures["num_weight_bytes"]) / 1e9
+    memory.axhline(most_gb, color=LIMIT, label=f"{BAR:g} x weights")
+    memory.set_ylim(0, 1.4 * most_gb)
     memory.set_xlabel("seconds since the load began")
     memory.set_ylabel("GB")
-    memory.legend(frameon=False)
+    memory.legend(frameon=False, loc="upper left")
     return save(figure, path)
 
 

@@ -192,8 +192,8 @@ def plot(path: Path) -> Path:
     right.axhline(bar_ms, color=LIMIT, linestyle="--", label=f"{BAR:g} x p99 alone")
     right.set_ylim(0)
     right.set_title(
-        f"Gaps between tokens of {NUM_STREAMS} streams beside a prompt of"
-        f" {content['long_tokens']:,}: p99 x {long['ratio']:.2f}",
+        f"Token gaps of {NUM_STREAMS} streams beside {content['long_tokens']:,}: p99 x"
+        f" {long['ratio']:.2f}",
         fontsize=11,
     )
     right.set_xlabel("percentile")
