@@ -156,7 +156,7 @@ def make_runner(
         device=options.device,
     )
     if plan.collectives.rank == 0:
-        with explained("sampling", f"engine.max_running_sequences ({plan.max_running_sequences})"):
+        with explained("sampling", most_sequences):
             sampler.warm_up(plan.shape.vocab_size)
     logger.info("kernels: %s, CUDA graphs: %s", kernels.name, "on" if has_graphs else "off")
     return CudaRunner(
