@@ -157,7 +157,7 @@ def make_runner(
     )
     if plan.collectives.rank == 0:
         with explained("sampling", most_sequences):
-            sampler.warm_up(plan.shape.vocab_size)
+            sampler.warm_up(plan.max_running_sequences, plan.shape.vocab_size)
     logger.info("kernels: %s, CUDA graphs: %s", kernels.name, "on" if has_graphs else "off")
     return CudaRunner(
         forward,

@@ -124,20 +124,20 @@ class DeviceSampler:
         token_ids = token_ids.masked_fill(statuses != _FINE, 0)
         return self._samples(raw, raw_best, token_ids, statuses.int(), rows["num_logprobs"])
 
-    def warm_up(self, vocab_size: int) -> None:
-        """Sample a row of zeros in every way, so that what compiles has compiled."""
-        logits = torch.zeros(1, vocab_size, device=self._device)
-        zero = torch.zeros(1, device=self._device)
+    def warm_up(self, num_rows: int, vocab_size: int) -> None:
+        """Sample rows of zeros in every way: what compiles has compiled, and as many fit."""
+        logits = torch.zeros(num_rows, vocab_size, device=self._device)
+        zeros = torch.zeros(num_rows, dtype=torch.int32, device=self._device)
         rules = Rules(
-            slots=zero.int(),
-            penalties=torch.ones(1, 3, device=self._device),
+            slots=zeros,
+            penalties=torch.ones(num_rows, 3, device=self._device),
             is_in_prompt=self._tables.is_in_prompt,
             counts=self._tables.counts,
-            mask_rows=zero.int(),
+            mask_rows=zeros,
             masks=upload(self._no_mask[None], self._device),
         )
         scores = self._kernels.adjust(logits, rules, self._num_ids)
-        columns = torch.ones(8, 1, dtype=torch.float64, device=self._device)
+        columns = torch.ones(8, num_rows, dtype=torch.float64, device=self._device)
         self._kernels.draw(scores, _drawing(columns))
 
     def _scores(
