@@ -44,13 +44,13 @@ class Calibration:
 # are predicted.
 GPU_CALIBRATION = Calibration(bandwidth_share=0.82, flops_share=0.62, layer_s=115e-6)
 # Our kernels on a CPU, against what numpy reaches in `measure_cpu`: the shares with the least
-# largest error over a run of `scripts.bench.engine`, as `scripts.bench.plan_speed` prints them.
+# largest error over two runs of `scripts.bench.engine`, as `scripts.bench.plan_speed` prints them.
 CPU_CALIBRATION = Calibration(
-    bandwidth_share=1.33,
-    flops_share=1.60,
+    bandwidth_share=1.20,
+    flops_share=1.45,
     layer_s=20e-6,
-    attention_share=0.72,
-    exposed_share=0.85,
+    attention_share=0.73,
+    exposed_share=0.61,
 )
 # Torch's own linear layers on a CPU: 14.5 tok/s where the bandwidth allows 31 (0.5B, 2 cores).
 TORCH_CALIBRATION = Calibration(bandwidth_share=0.47, flops_share=0.8, layer_s=50e-6)

@@ -3,7 +3,8 @@
 The planner measures the CPU by itself, as it does for a user, before and after each of our engines;
 the mean of both counts, and nothing of the run is told to it. `python -m scripts.bench.plan_speed`
 compares the last run of `scripts.bench.engine` once more, from its JSON and in some seconds, and
-prints the shares that would have had the least largest error.
+prints the shares that would have had the least largest error; several runs, if their files are
+named, count together.
 
 To refit: write those shares to `CPU_CALIBRATION` in `cluster/planner/speed.py` and run this again.
 They come from the run that they are then held against; so it also says how far off a round is that
@@ -12,6 +13,7 @@ the fit has not seen, and the next run of the engines is the real test.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import statistics
@@ -206,27 +208,33 @@ def _text(calibration: Calibration) -> str:
     return ", ".join(f"{name}={getattr(calibration, name):.2f}" for name in _RANGES)
 
 
+def _merged(runs: list[dict[str, Any]], name: str) -> dict[str, dict[str, dict[int, Any]]]:
+    """A table of each run by workload, engine and round; rounds of the second begin at 100."""
+    merged: dict[str, dict[str, dict[int, Any]]] = {}
+    for place, content in enumerate(runs):
+        for workload, engines in content[name].items():
+            for key, by_round in engines.items():
+                known = merged.setdefault(workload, {}).setdefault(key, {})
+                known.update({100 * place + int(number): one for number, one in by_round.items()})
+    return merged
+
+
 def main() -> None:
-    content = json.loads(Path("bench-results/engine.json").read_text())
-    rounds = {
-        name: {
-            key: {int(number): speed for number, speed in by_round.items()}
-            for key, by_round in engines.items()
-        }
-        for name, engines in content["tokens_per_s"].items()
-    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, default=[Path("bench-results/engine.json")])
+    runs = [json.loads(path.read_text()) for path in parser.parse_args().runs]
     devices = {
-        name: {
+        workload: {
             key: {
-                int(number): cpu_device(bandwidth_bytes_per_s=bandwidth, flops_per_s=flops)
+                number: cpu_device(bandwidth_bytes_per_s=bandwidth, flops_per_s=flops)
                 for number, (bandwidth, flops) in by_round.items()
             }
             for key, by_round in engines.items()
         }
-        for name, engines in content["plan_measures"].items()
+        for workload, engines in _merged(runs, "plan_measures").items()
     }
     shape = inspect_checkpoint(bench_checkpoint("0.5b")).shape
-    compare_plan(shape, workloads(is_quick=False), rounds, devices)
+    compare_plan(shape, workloads(is_quick=False), _merged(runs, "tokens_per_s"), devices)
 
 
 if __name__ == "__main__":
