@@ -1,4 +1,4 @@
-"""Fixtures of the real API server (levels L2 and L3 of the tests), for every folder of tests.
+"""For every folder of tests: the real API server (levels L2 and L3 of the tests), and Ctrl-C.
 
 One server serves the whole session, and each test has a namespace of its own in it.
 """
@@ -6,6 +6,7 @@ One server serves the whole session, and each test has a namespace of its own in
 from __future__ import annotations
 
 import itertools
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ from scripts.control_plane import (
 )
 
 _START_TIMEOUT_S = 300
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs ignore Ctrl-C, and what they start does: tests press it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
