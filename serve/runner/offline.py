@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from .cuda import CudaRunner
+    from .model_runner import ModelRunner
     from .offline_batch import Speed
 
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -45,7 +46,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tensor-parallel", type=int, default=1, help="1: ranks need Ray, as `shoal up` gives it"
     )
-    parser.add_argument("--kernels", choices=("auto", "triton", "torch"), default="auto")
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", "triton", "torch"),
+        default="auto",
+        help="auto: Triton on a GPU, C++ for a checkpoint on a CPU",
+    )
     parser.add_argument("--no-graphs", action="store_true", help="launch each kernel by itself")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
@@ -53,10 +59,40 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("give a checkpoint or --random-shape, one of the two")
     if options.tensor_parallel != 1:
         parser.error("--tensor-parallel must be 1: ranks need Ray, as `shoal up` gives it")
+    if options.dtype == "float16" and options.device == "cpu":
+        parser.error("--dtype float16 needs a GPU: choose bfloat16 or float32")
     for name in ("batch", "prompt_tokens", "new_tokens", "token_budget"):
         if getattr(options, name) < 1 + (name == "new_tokens"):
             parser.error(f"--{name.replace('_', '-')} is too small: {getattr(options, name)}")
     return options
+
+
+def _load(
+    options: argparse.Namespace, device: torch.device, max_model_len: int
+) -> tuple[CudaRunner | ModelRunner, int]:
+    """The runner that a replica would have, and the bytes that a one-row step reads."""
+    import torch
+
+    from .offline_batch import load_cpu_runner, make_offline_runner, random_shape
+
+    if device.type == "cpu" and options.checkpoint is not None and options.kernels == "auto":
+        return load_cpu_runner(
+            options.checkpoint,
+            dtype=options.dtype,
+            max_running_sequences=options.batch,
+            max_model_len=max_model_len,
+            token_budget=options.token_budget,
+        )
+    return make_offline_runner(
+        options.checkpoint or random_shape(options.random_shape),
+        device=device,
+        dtype=getattr(torch, options.dtype),
+        max_running_sequences=options.batch,
+        max_model_len=max_model_len,
+        token_budget=options.token_budget,
+        kernels=options.kernels,
+        has_graphs=False if options.no_graphs else None,
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -66,23 +102,13 @@ def main(arguments: list[str]) -> int:
 
     from serve.errors import ShoalError
 
-    from .offline_batch import generate, make_offline_runner, random_prompts, random_shape
+    from .offline_batch import generate, random_prompts
 
     has_gpu = torch.cuda.is_available()
     device = torch.device(options.device or ("cuda" if has_gpu else "cpu"))
-    source = options.checkpoint or random_shape(options.random_shape)
     max_model_len = options.prompt_tokens + options.new_tokens
     try:
-        runner, num_step_bytes = make_offline_runner(
-            source,
-            device=device,
-            dtype=getattr(torch, options.dtype),
-            max_running_sequences=options.batch,
-            max_model_len=max_model_len,
-            token_budget=options.token_budget,
-            kernels=options.kernels,
-            has_graphs=False if options.no_graphs else None,
-        )
+        runner, num_step_bytes = _load(options, device, max_model_len)
     except ShoalError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201
         return 1
@@ -100,7 +126,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _print(
-    speed: Speed, runner: CudaRunner, device: torch.device, num_step_bytes: int, *, is_json: bool
+    speed: Speed,
+    runner: CudaRunner | ModelRunner,
+    device: torch.device,
+    num_step_bytes: int,
+    *,
+    is_json: bool,
 ) -> None:
     read = num_step_bytes * speed.decode_tokens_per_s / speed.batch
     if is_json:

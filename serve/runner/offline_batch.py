@@ -1,8 +1,8 @@
-"""A fixed batch through a device's runner: the functions behind `python -m serve.runner.offline`.
+"""A fixed batch through a runner: the functions behind `python -m serve.runner.offline`.
 
 Not a server and no scheduler: every sequence has the same length and none ends early. The one
-decision behind it: it drives `CudaRunner` as the engine does, one step ahead, so what it measures
-is what a replica can reach.
+decision behind it: it drives a replica's own runner as the engine does, one step ahead, so what it
+measures is what a replica can reach.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from .cuda import CudaRunner
 from .cuda_loading import DeviceOptions, check_device, make_model, make_runner
 from .model_runner import ModelRunner
 from .plan import RunnerPlan
+
+if TYPE_CHECKING:
+    from serve.config import Dtype
 
 _BLOCK_SIZE = 16
 # hidden, layers, heads, KV heads, FFN, vocabulary, whether the head is the embedding
@@ -139,6 +142,41 @@ def make_offline_runner(
             load(checkpoint, model.cuts())
             model.finish()
         return make_runner(plan, model, found, options), model.num_step_bytes
+
+
+def load_cpu_runner(
+    folder: Path,
+    *,
+    dtype: Dtype,
+    max_running_sequences: int,
+    max_model_len: int,
+    token_budget: int,
+) -> tuple[ModelRunner | CudaRunner, int]:
+    """A checkpoint's runner as a replica on a CPU has it; bytes a one-row step reads.
+
+    Raises:
+        CheckpointError: the folder cannot be used.
+        ConfigurationError: memory does not hold it.
+    """
+    from .loading import load_runner
+
+    shape = inspect_checkpoint(folder).shape
+    runner = load_runner(
+        path=folder,
+        collectives=SingleRank(),
+        dtype=dtype,
+        block_size=_BLOCK_SIZE,
+        num_threads=torch.get_num_threads(),
+        num_real_tokens=shape.vocab_size,
+        eos_token_ids=(),
+        max_running_sequences=max_running_sequences,
+        token_budget=token_budget,
+        kv_cache_tokens=-(-max_model_len // _BLOCK_SIZE) * _BLOCK_SIZE * max_running_sequences,
+        max_model_len=max_model_len,
+    )
+    num_embedding_params = 0 if shape.is_tied else shape.vocab_size * shape.hidden
+    num_value_bytes = 4 if dtype == "float32" else 2
+    return runner, (shape.num_params - num_embedding_params) * num_value_bytes
 
 
 def generate(

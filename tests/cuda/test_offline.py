@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import serve.demo
+from serve.kernels import native
 from serve.runner.offline import main
 from serve.runner.offline_batch import generate, make_offline_runner, random_prompts
 
@@ -22,6 +23,18 @@ def test_the_command_prints_what_a_batch_took(capsys: pytest.CaptureFixture[str]
     assert (found["batch"], found["num_prompt_tokens"], found["num_new_tokens"]) == (3, 20, 5)
     assert found["prefill_tokens_per_s"] == pytest.approx(60 / found["prefill_s"])
     assert found["decode_tokens_per_s"] == pytest.approx(12 / found["decode_s"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_checkpoint_on_a_cpu_runs_with_the_kernels_of_a_replica(
+    dtype: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"{DEMO} --device cpu --dtype {dtype} --batch 2 --prompt-tokens 20 --new-tokens 5"
+    assert main([*arguments.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    library = native.load()
+    assert found["kernels"] == ("torch" if library is None else library.isa)
+    assert found["decode_tokens_per_s"] == pytest.approx(8 / found["decode_s"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
