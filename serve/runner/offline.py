@@ -59,8 +59,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("give a checkpoint or --random-shape, one of the two")
     if options.tensor_parallel != 1:
         parser.error("--tensor-parallel must be 1: ranks need Ray, as `shoal up` gives it")
-    if options.dtype == "float16" and options.device == "cpu":
-        parser.error("--dtype float16 needs a GPU: choose bfloat16 or float32")
     for name in ("batch", "prompt_tokens", "new_tokens", "token_budget"):
         if getattr(options, name) < 1 + (name == "new_tokens"):
             parser.error(f"--{name.replace('_', '-')} is too small: {getattr(options, name)}")
@@ -106,6 +104,9 @@ def main(arguments: list[str]) -> int:
 
     has_gpu = torch.cuda.is_available()
     device = torch.device(options.device or ("cuda" if has_gpu else "cpu"))
+    if device.type == "cpu" and options.dtype == "float16":
+        print("error: float16 needs a GPU: choose bfloat16 or float32", file=sys.stderr)  # noqa: T201
+        return 1
     max_model_len = options.prompt_tokens + options.new_tokens
     try:
         runner, num_step_bytes = _load(options, device, max_model_len)

@@ -43,6 +43,11 @@ def test_a_missing_gpu_is_said_plainly(capsys: pytest.CaptureFixture[str]) -> No
     assert "sees no GPU that torch can use" in capsys.readouterr().err
 
 
+def test_float16_on_a_cpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--random-shape", "tiny", "--device", "cpu", "--dtype", "float16"]) == 1
+    assert "float16 needs a GPU" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
