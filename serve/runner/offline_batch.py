@@ -117,7 +117,6 @@ def make_offline_runner(
         else inspect_checkpoint(source)
     )
     shape = checkpoint.shape
-    num_blocks = -(-max_model_len // _BLOCK_SIZE) * max_running_sequences
     plan = RunnerPlan(
         checkpoint=checkpoint,
         shape=shape,
@@ -129,7 +128,7 @@ def make_offline_runner(
         eos_token_ids=(),
         max_running_sequences=max_running_sequences,
         max_model_len=max_model_len,
-        kv_cache_tokens=num_blocks * _BLOCK_SIZE,
+        kv_cache_tokens=_num_blocks(max_model_len) * _BLOCK_SIZE * max_running_sequences,
         on_progress=None,
     )
     options = DeviceOptions(device, token_budget, kernels, has_graphs)
@@ -171,7 +170,7 @@ def load_cpu_runner(
         eos_token_ids=(),
         max_running_sequences=max_running_sequences,
         token_budget=token_budget,
-        kv_cache_tokens=-(-max_model_len // _BLOCK_SIZE) * _BLOCK_SIZE * max_running_sequences,
+        kv_cache_tokens=_num_blocks(max_model_len) * _BLOCK_SIZE * max_running_sequences,
         max_model_len=max_model_len,
     )
     num_embedding_params = 0 if shape.is_tied else shape.vocab_size * shape.hidden
@@ -193,7 +192,7 @@ def generate(
     before it are read. Prompts are computed first, in chunks of the token budget.
     """
     params = SamplingParams(seed=0, max_tokens=num_new_tokens, temperature=0.0)
-    num_blocks = -(-max_model_len // _BLOCK_SIZE)
+    num_blocks = _num_blocks(max_model_len)
     new = [
         NewSequence(
             slot,
@@ -221,6 +220,11 @@ def generate(
     runner.sample({})
     speed = Speed(len(prompts), len(prompts[0]), num_new_tokens, prefill_s, decode_s)
     return found, speed
+
+
+def _num_blocks(num_tokens: int) -> int:
+    """Blocks that hold so many tokens of a sequence."""
+    return -(-num_tokens // _BLOCK_SIZE)
 
 
 def _prefill_steps(
