@@ -38,17 +38,19 @@ class RunPorts:
     first_replica: int
 
     @classmethod
-    def choose(cls, name: str) -> RunPorts:
-        """Free ports; the default run's dashboard has Ray's usual one where that is free."""
-        dashboard, statistics, metrics, fallback_http, fallback_grpc = find_free_ports(5)
-        has_usual = name == DEFAULT_NAME and is_port_free(_DASHBOARD_PORT)
+    def choose(cls, name: str, *, port: int) -> RunPorts:
+        """Free ports beside `port`, the API's; a default run's dashboard has Ray's usual one."""
+        own = find_free_ports(5, besides={port})
+        dashboard, statistics, metrics, fallback_http, fallback_grpc = own
+        is_usual = name == DEFAULT_NAME and port != _DASHBOARD_PORT
+        has_usual = is_usual and is_port_free(_DASHBOARD_PORT)
         return cls(
             dashboard=_DASHBOARD_PORT if has_usual else dashboard,
             proxy_statistics=statistics,
             proxy_metrics=metrics,
             fallback_http=fallback_http,
             fallback_grpc=fallback_grpc,
-            first_replica=find_free_block(_NUM_REPLICA_PORTS),
+            first_replica=find_free_block(_NUM_REPLICA_PORTS, besides={port}),
         )
 
 

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
+import random
 import socket
+from collections.abc import Collection
 
 import psutil
 
 ANOTHER_PORT = "Choose another one: --port N, or `http: {port: N}` in the configuration."
-# Above the ports of Ray's workers, below those that systems hand out by themselves.
-_FIRST_BLOCK_PORT, _LAST_BLOCK_PORT = 20_000, 30_000
+# Above the ports of Ray's workers, below those that systems hand out by themselves: Ray's servers
+# and everybody's connections take those, also between our finding a port and binding it.
+_BLOCK_PORTS = range(20_000, 24_000)
+_SINGLE_PORTS = range(24_000, 30_000)
 
 
 def is_port_free(port: int, *, host: str = "127.0.0.1") -> bool:
@@ -53,25 +58,31 @@ def port_taken(host: str, port: int) -> str | None:
     return f"port {port} is in use by {describe_listener(port)}"
 
 
-def find_free_ports(num_ports: int, *, host: str = "127.0.0.1") -> list[int]:
-    """`num_ports` different free ports of the system's choice."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
-        for probe in probes:
-            probe.bind((host, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+def find_free_ports(num_ports: int, *, besides: Collection[int] = ()) -> list[int]:
+    """`num_ports` different free ports, none of them among `besides`.
+
+    Raises:
+        OSError: there are not so many.
+    """
+    wanted = random.sample(_SINGLE_PORTS, len(_SINGLE_PORTS))
+    free = (port for port in wanted if port not in besides and is_port_free(port))
+    found = list(itertools.islice(free, num_ports))
+    if len(found) < num_ports:
+        raise OSError(f"no {num_ports} free ports {_between(_SINGLE_PORTS)}")
+    return found
 
 
-def find_free_block(size: int, *, first_port: int = _FIRST_BLOCK_PORT) -> int:
-    """The first port of `size` neighbouring free ports.
+def find_free_block(size: int, *, besides: Collection[int] = ()) -> int:
+    """The first port of `size` neighbouring free ports, none of them among `besides`.
 
     Raises:
         OSError: there is no such block.
     """
-    for start in range(first_port, _LAST_BLOCK_PORT, size):
-        if all(is_port_free(port) for port in range(start, start + size)):
+    for start in _BLOCK_PORTS[::size]:
+        block = range(start, start + size)
+        if all(port not in besides and is_port_free(port) for port in block):
             return start
-    raise OSError(f"no {size} neighbouring free ports from {first_port} to {_LAST_BLOCK_PORT}")
+    raise OSError(f"no {size} neighbouring free ports {_between(_BLOCK_PORTS)}")
 
 
 def describe_listener(port: int) -> str:
@@ -95,3 +106,7 @@ def _listeners(port: int) -> list[int]:
         and connection.laddr[1:] == (port,)
         and connection.pid is not None
     ]
+
+
+def _between(ports: range) -> str:
+    return f"from {ports.start} to {ports.stop - 1}"

@@ -86,7 +86,7 @@ class Supervisor:
         self._body = deployment.local_body()
         self._listener = listener
         self._interrupts = interrupts
-        self._ports = RunPorts.choose(run.state.name)
+        self._ports = RunPorts.choose(run.state.name, port=deployment.port)
         self._serve_api = ServeApi(self._ports.dashboard, run.token_path)
         self._core: dict[str, ProcessId] = {}
         self._has_serve = False

@@ -71,7 +71,7 @@ def test_environment_keeps_every_place_private_and_no_foreign_ray_setting(tmp_pa
     run = create_run("one", root=tmp_path / "runs")
     base = {"RAY_ADDRESS": "10.0.0.1:6379", "PATH": "/bin", "TMPDIR": "/tmp"}
     environment = build_environment(
-        run, RunPorts.choose("one"), longest_generation_s=600.0, base=base
+        run, RunPorts.choose("one", port=8080), longest_generation_s=600.0, base=base
     )
     assert "RAY_ADDRESS" not in environment
     assert environment["PATH"] == "/bin"

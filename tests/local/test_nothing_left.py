@@ -51,9 +51,15 @@ def test_ctrl_c_leaves_nothing_though_nobody_reads_the_output_any_more(
 ) -> None:
     up = machine.start("up", "--name", name, "--port", str(port), is_piped=True)
     assert up.process.stdout is not None
-    assert any("Ctrl-C ends it" in line for line in up.process.stdout)
-    machine.note_ports()
-    up.process.stdout.close()
+    with up.process.stdout as output:
+        told = []
+        for line in output:
+            told.append(line)
+            if "Ctrl-C ends it" in line:
+                break
+        else:
+            pytest.fail(f"ended before it was ready:\n{''.join(told)}")
+        machine.note_ports()
     up.interrupt()
     up.join()
     machine.assert_nothing_left()

@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
-from cluster.local.ports import find_free_ports, port_taken
+from cluster.local.ports import find_free_block, find_free_ports, port_taken
 
 
 def test_port_is_taken_by_who_is_not_below_the_asking_process() -> None:
@@ -29,3 +30,28 @@ def test_port_is_taken_by_who_is_not_below_the_asking_process() -> None:
 def test_free_port_is_not_taken() -> None:
     (port,) = find_free_ports(1)
     assert port_taken("127.0.0.1", port) is None
+
+
+def test_free_ports_differ_and_are_not_those_that_the_system_hands_out() -> None:
+    ports = find_free_ports(500)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        lowest = min(one.getsockname()[1], 32_768)
+    assert len(set(ports)) == 500
+    assert max(ports) < lowest
+
+
+def test_port_that_is_taken_or_promised_is_not_found() -> None:
+    (taken,) = find_free_ports(1)
+    with socket.create_server(("127.0.0.1", taken)):
+        rest = find_free_ports(5_000, besides={24_000})
+        assert not {taken, 24_000} & set(rest)
+    first = find_free_block(100)
+    assert find_free_block(100, besides={first + 50}) > first
+
+
+def test_more_ports_than_there_are_is_told() -> None:
+    with pytest.raises(OSError, match="no 10000 free ports from 24000 to 29999"):
+        find_free_ports(10_000)
+    with pytest.raises(OSError, match="no 5000 neighbouring free ports from 20000 to 23999"):
+        find_free_block(5_000)
