@@ -20,6 +20,7 @@ from .processes import RUN_ID_VARIABLE
 
 RUN_FOLDER_VARIABLE = "SHOAL_RUN_DIR"
 HAS_PROXY = sys.platform.startswith("linux")  # elsewhere Serve has no HAProxy and listens itself
+_LONGEST_START_S = 120  # of each of Ray's own processes
 _DASHBOARD_PORT = 8265
 _NUM_REPLICA_PORTS = 100
 _MOST_CONNECTIONS = 4096
@@ -85,6 +86,11 @@ def _ray_variables(run: RunFolder) -> dict[str, str]:
         # Ray runs its workers at 15: here they are the server, not a batch beside it.
         "RAY_worker_niceness": "0",
         "RAY_TMPDIR": str(run.temp_path),
+        # Its limits of 30 s count from a start, however busy the machine.
+        "RAY_gcs_server_port_wait_time_s": f"{_LONGEST_START_S}",
+        "RAY_raylet_start_wait_time_s": f"{_LONGEST_START_S}",
+        "RAY_agent_register_timeout_ms": f"{_LONGEST_START_S * 1000}",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{_LONGEST_START_S}",
         "RAY_LOG_TO_DRIVER": "0",
         "RAY_DEDUP_LOGS": "0",
     }
@@ -122,6 +128,8 @@ def _proxy_variables(
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.proxy_statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.proxy_metrics),
+        # Serve ends a proxy that is late three times, and with it its own start.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections()),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(int(longest_generation_s) + 60),

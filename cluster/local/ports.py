@@ -78,7 +78,8 @@ def find_free_block(size: int, *, besides: Collection[int] = ()) -> int:
     Raises:
         OSError: there is no such block.
     """
-    for start in _BLOCK_PORTS[::size]:
+    starts = _BLOCK_PORTS[::size]
+    for start in random.sample(starts, len(starts)):
         block = range(start, start + size)
         if all(port not in besides and is_port_free(port) for port in block):
             return start

@@ -9,11 +9,17 @@ raylet instead of before it, and the command's own imports (2 s) are spared. Mea
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
+
+# "[2026-11-22 19:55:36,123 C 71 71] (raylet) main.cc:10: what went wrong"
+_ERROR_LINE = re.compile(r"^\[\S+ \S+ [EC] \d+ \d+\] \(\w+\) \S+: +(.+)$", re.MULTILINE)
 
 
 def start_head(
@@ -25,9 +31,14 @@ def start_head(
         Exception: what Ray says about the part that did not start.
     """
     from ray._private import node as ray_node
+    from ray._private import services
     from ray._private.parameter import RayParams
+    from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 
-    class _Head(ray_node.Node):
+    find_node: Any = services.get_node
+    base: Any = ray_node.Node  # untyped
+
+    class _Head(base):  # type: ignore[misc]
         def start_api_server(
             self, *, include_dashboard: bool | None, raise_on_failure: bool
         ) -> None:
@@ -49,6 +60,25 @@ def start_head(
             if self.dashboard_failure is not None:
                 raise self.dashboard_failure
 
+        def start_ray_processes(self) -> None:
+            """Wait until the GCS knows this node, as long as the raylet lives."""
+            super().start_ray_processes()
+            (raylet,) = self.all_processes[PROCESS_TYPE_RAYLET]
+            has_answered = threading.Event()
+
+            def ask() -> None:  # blocks for as long as the environment's limit of the start
+                with contextlib.suppress(RuntimeError):  # the base class asks again, and says so
+                    find_node(self.gcs_address, self.node_id)
+                has_answered.set()
+
+            threading.Thread(target=ask, name="node", daemon=True).start()
+            while not has_answered.wait(0.05):
+                if raylet.process.poll() is not None:
+                    raise RuntimeError(
+                        f"the raylet ended with code {raylet.process.returncode}"
+                        f"{_last_error(Path(self.get_logs_dir_path()) / 'raylet.out')}"
+                    )
+
     make_parameters: Any = RayParams  # its annotations are of another release
     parameters = make_parameters(
         node_ip_address="127.0.0.1",
@@ -67,6 +97,12 @@ def start_head(
     print(head.gcs_address, flush=True)  # noqa: T201
 
 
+def _last_error(log: Path) -> str:
+    """ ": ..." with the last error in a log of one of Ray's C++ processes; "" where it has none."""
+    found = _ERROR_LINE.findall(log.read_text(encoding="utf-8", errors="replace"))
+    return f": {found[-1]}" if found else ""
+
+
 def main() -> None:
     """Parse the arguments, start, and leave without Ray's exit handlers."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -75,10 +111,15 @@ def main() -> None:
     parser.add_argument("--num-logical-cpus", type=int, required=True)
     parser.add_argument("--object-store-bytes", type=int, required=True)
     arguments = parser.parse_args()
-    start_head(**vars(arguments))
+    code = 0
+    try:
+        start_head(**vars(arguments))
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":

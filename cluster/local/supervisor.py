@@ -28,7 +28,6 @@ from .processes import (
     ProcessId,
     become_subreaper,
     descendants,
-    end_processes,
     reap_children,
 )
 from .progress import LoadProgress, Phase, PhaseEvent, StartListener
@@ -43,7 +42,6 @@ _DRAIN_POLL_S = 0.2
 _DRAIN_MARGIN_S = 10.0
 _NUM_LOGICAL_CPUS = 64
 _OBJECT_STORE_BYTES = 100_000_000
-_TOO_SLOW = "timed out during startup"  # Ray gives its raylet 30 s, on a machine however busy
 _CORE_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -156,9 +154,6 @@ class Supervisor:
     def _start_ray(self) -> None:
         write_proxy_launcher(self._run, host=self._deployment.host)
         failure = self._run_starter()
-        if failure is not None and _TOO_SLOW in failure:
-            end_processes(descendants, grace_s=1.0)
-            failure = self._run_starter()
         if failure is not None:
             raise StartError(f"Ray did not start: {failure}")
         self._record_processes()

@@ -143,6 +143,8 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     yield machine
     for process in machine.processes():
         process.kill()
+    for command in machine.commands:
+        command.process.wait()
 
 
 @pytest.fixture

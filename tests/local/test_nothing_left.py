@@ -88,6 +88,23 @@ def test_failed_constructor_is_named_and_leaves_nothing(
     machine.assert_nothing_left()
 
 
+def test_raylet_that_dies_in_the_start_is_told_at_once_and_leaves_nothing(
+    machine: Machine, name: str, port: int
+) -> None:
+    up = machine.start(name, str(port), module="toy_up")
+    raylets: list[psutil.Process] = []
+
+    def has_raylet() -> bool:
+        raylets.extend(item for item in machine.processes() if item.name() == "raylet")
+        return bool(raylets)
+
+    up.wait_until(has_raylet, what="raylet")
+    raylets[0].kill()
+    up.join()
+    assert "failed: Ray did not start: RuntimeError: the raylet ended with code -9" in up.output
+    machine.assert_nothing_left()
+
+
 def test_port_taken_after_it_was_found_free_is_told_in_one_line_and_leaves_nothing(
     machine: Machine, name: str, port: int
 ) -> None:
