@@ -76,7 +76,7 @@ def start_head(
                 if raylet.process.poll() is not None:
                     raise RuntimeError(
                         f"the raylet ended with code {raylet.process.returncode}"
-                        f"{_last_error(Path(self.get_logs_dir_path()) / 'raylet.out')}"
+                        f"{last_error(Path(self.get_logs_dir_path()) / 'raylet.out')}"
                     )
 
     make_parameters: Any = RayParams  # its annotations are of another release
@@ -97,7 +97,7 @@ def start_head(
     print(head.gcs_address, flush=True)  # noqa: T201
 
 
-def _last_error(log: Path) -> str:
+def last_error(log: Path) -> str:
     """ ": ..." with the last error in a log of one of Ray's C++ processes; "" where it has none."""
     found = _ERROR_LINE.findall(log.read_text(encoding="utf-8", errors="replace"))
     return f": {found[-1]}" if found else ""
