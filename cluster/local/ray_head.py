@@ -98,7 +98,7 @@ def start_head(
 
 
 def last_error(log: Path) -> str:
-    """ ": ..." with the last error in a log of one of Ray's C++ processes; "" where it has none."""
+    """The last error in a log of one of Ray's C++ processes, behind a colon; "" where none is."""
     found = _ERROR_LINE.findall(log.read_text(encoding="utf-8", errors="replace"))
     return f": {found[-1]}" if found else ""
 
