@@ -99,7 +99,8 @@ def start_head(
 
 def last_error(log: Path) -> str:
     """The last error in a log of one of Ray's C++ processes, behind a colon; "" where none is."""
-    found = _ERROR_LINE.findall(log.read_text(encoding="utf-8", errors="replace"))
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    found = _ERROR_LINE.findall(text)
     return f": {found[-1]}" if found else ""
 
 

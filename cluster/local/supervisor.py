@@ -28,6 +28,7 @@ from .processes import (
     ProcessId,
     become_subreaper,
     descendants,
+    end_processes,
     reap_children,
 )
 from .progress import LoadProgress, Phase, PhaseEvent, StartListener
@@ -42,6 +43,7 @@ _DRAIN_POLL_S = 0.2
 _DRAIN_MARGIN_S = 10.0
 _NUM_LOGICAL_CPUS = 64
 _OBJECT_STORE_BYTES = 100_000_000
+_NUM_RAY_STARTS = 3
 _CORE_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -84,8 +86,7 @@ class Supervisor:
         self._body = deployment.local_body()
         self._listener = listener
         self._interrupts = interrupts
-        self._ports = RunPorts.choose(run.state.name, port=deployment.port)
-        self._serve_api = ServeApi(self._ports.dashboard, run.token_path)
+        self._choose_ports()
         self._core: dict[str, ProcessId] = {}
         self._has_serve = False
 
@@ -101,7 +102,6 @@ class Supervisor:
             phase="starting",
             host=self._deployment.host,
             port=self._deployment.port,
-            dashboard_port=self._ports.dashboard,
             models=self._deployment.models,
         )
         started_at = time.monotonic()
@@ -152,12 +152,23 @@ class Supervisor:
             end_run(self._run, core=tuple(self._core.values()))
 
     def _start_ray(self) -> None:
+        """Start it anew where it fails: on a busy machine its parts lose patience with another."""
         write_proxy_launcher(self._run, host=self._deployment.host)
-        failure = self._run_starter()
-        if failure is not None:
+        for _ in range(_NUM_RAY_STARTS):
+            failure = self._run_starter()
+            if failure is None:
+                break
+            end_processes(descendants, grace_s=1.0)
+            self._choose_ports()
+        else:
             raise StartError(f"Ray did not start: {failure}")
+        self._run.update(dashboard_port=self._ports.dashboard)
         self._record_processes()
         self._core = _find_core(self._run.state.processes)
+
+    def _choose_ports(self) -> None:
+        self._ports = RunPorts.choose(self._run.state.name, port=self._deployment.port)
+        self._serve_api = ServeApi(self._ports.dashboard, self._run.token_path)
 
     def _run_starter(self) -> str | None:
         """Start Ray's processes; returns what went wrong."""

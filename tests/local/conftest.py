@@ -104,6 +104,19 @@ class Machine:
                 continue
         return found
 
+    def kill_raylets(self, command: Command, *, num_raylets: int) -> None:
+        """Kill so many raylets, one after another as they are started."""
+        killed: set[int] = set()
+
+        def are_killed() -> bool:
+            for process in self.processes():
+                if process.name() == "raylet" and process.pid not in killed:
+                    process.kill()
+                    killed.add(process.pid)
+            return len(killed) == num_raylets
+
+        command.wait_until(are_killed, what=f"{num_raylets} raylets")
+
     def note_ports(self) -> set[int]:
         """Remember (and return) what the run's processes listen on now."""
         pids = {process.pid for process in self.processes()}

@@ -88,18 +88,23 @@ def test_failed_constructor_is_named_and_leaves_nothing(
     machine.assert_nothing_left()
 
 
-def test_raylet_that_dies_in_the_start_is_told_at_once_and_leaves_nothing(
+def test_raylet_that_dies_in_the_start_is_started_again(
     machine: Machine, name: str, port: int
 ) -> None:
     up = machine.start(name, str(port), module="toy_up")
-    raylets: list[psutil.Process] = []
+    machine.kill_raylets(up, num_raylets=2)
+    up.wait_for("end ready")
+    machine.note_ports()
+    up.interrupt()
+    assert up.join() == 0
+    machine.assert_nothing_left()
 
-    def has_raylet() -> bool:
-        raylets.extend(item for item in machine.processes() if item.name() == "raylet")
-        return bool(raylets)
 
-    up.wait_until(has_raylet, what="raylet")
-    raylets[0].kill()
+def test_raylet_that_dies_each_time_is_told_and_leaves_nothing(
+    machine: Machine, name: str, port: int
+) -> None:
+    up = machine.start(name, str(port), module="toy_up")
+    machine.kill_raylets(up, num_raylets=3)
     up.join()
     assert "failed: Ray did not start: RuntimeError: the raylet ended with code -9" in up.output
     machine.assert_nothing_left()

@@ -14,6 +14,7 @@ LOG = """\
 
 def test_last_error_of_a_log_is_found(tmp_path: Path) -> None:
     log = tmp_path / "raylet.out"
+    assert last_error(log) == ""
     log.write_text(LOG, encoding="utf-8")
     assert last_error(log) == ": Check failed: agent"
     log.write_text(LOG.splitlines()[0], encoding="utf-8")
