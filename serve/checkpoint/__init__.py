@@ -9,14 +9,14 @@ are refused, and every problem is reported at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve.catalog import ModelShape
 from serve.errors import CheckpointError
 
-from .folder import ModelFolder, may_lead_to, shown
+from .folder import ModelFolder, shown
 from .header import BYTES_PER_VALUE, FileState, Header, TensorLocation, read_header
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "count_real_tokens",
     "inspect_checkpoint",
     "is_pickle",
-    "may_lead_to",
     "read_eos_token_ids",
     "tensor_shapes",
 ]
@@ -39,7 +38,6 @@ _PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_INDEX_BYTES = 1 << 25
 _MAX_TOKENIZER_BYTES = 1 << 27
-_MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
     if shape is not None and found.files:
         folder.problems.extend(_mismatches(shape, found))
     if folder.problems or shape is None:
-        raise _refusal(path, folder.problems)
+        raise folder.refusal()
     return Checkpoint(folder.path, shape, found.tensors, found.files)
 
 
@@ -119,7 +117,7 @@ def count_real_tokens(path: Path) -> int:
     folder = ModelFolder(path)
     tokenizer = folder.read_json("tokenizer.json", max_bytes=_MAX_TOKENIZER_BYTES)
     if tokenizer is None:
-        raise _refusal(path, folder.problems)
+        raise folder.refusal()
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     added = tokenizer.get("added_tokens") or []
@@ -234,11 +232,3 @@ def _mismatches(shape: ModelShape, found: _Found) -> list[str]:
                 f" got {list(place.shape)}"
             )
     return problems
-
-
-def _refusal(path: Path, problems: Sequence[str]) -> CheckpointError:
-    shown_problems = list(problems[:_MAX_PROBLEMS])
-    if len(problems) > _MAX_PROBLEMS:
-        shown_problems.append(f"and {len(problems) - _MAX_PROBLEMS} more")
-    separator = "\n  " if len(problems) > 1 else " "
-    return CheckpointError(separator.join([f"model folder {path}:", *shown_problems]))

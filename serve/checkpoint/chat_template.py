@@ -52,8 +52,7 @@ def find_chat_template(path: Path) -> TemplateSource | None:
     if folder.has(_FILE):
         name, content = _FILE, folder.read_bytes(_FILE, max_bytes=_MAX_BYTES)
         source = None if content is None else content.decode("utf-8", "replace")
-    if folder.problems:
-        raise CheckpointError(f"model folder {path}: {'; '.join(folder.problems)}")
+    folder.check()
     if isinstance(source, list):
         named = {item.get("name"): item.get("template") for item in source if type(item) is dict}
         source = named.get("default")

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from serve.errors import CheckpointError
+
+_MAX_PROBLEMS = 20
 _MAX_SHOWN = 200
 
 
@@ -22,6 +25,24 @@ class ModelFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path).resolve()
         self.problems: list[str] = []
+        self._given_path = path
+
+    def check(self) -> None:
+        """Raise what is wrong, if anything is.
+
+        Raises:
+            CheckpointError: every problem so far.
+        """
+        if self.problems:
+            raise self.refusal()
+
+    def refusal(self) -> CheckpointError:
+        """Every problem so far in one error."""
+        problems = self.problems[:_MAX_PROBLEMS]
+        if len(self.problems) > _MAX_PROBLEMS:
+            problems.append(f"and {len(self.problems) - _MAX_PROBLEMS} more")
+        separator = "\n  " if len(self.problems) > 1 else " "
+        return CheckpointError(separator.join([f"model folder {self._given_path}:", *problems]))
 
     def has(self, name: str) -> bool:
         """Whether something has this name, be it a broken link."""
@@ -38,7 +59,7 @@ class ModelFolder:
                 self.problems.append(f"{shown(name)} is missing")
                 return None
             resolved = path.resolve()
-            is_inside = may_lead_to(self.path, resolved)
+            is_inside = _may_lead_to(self.path, resolved)
             if not is_inside:
                 self.problems.append(
                     f"{shown(name)} is a link that leaves the model folder (to {resolved})"
@@ -82,7 +103,7 @@ class ModelFolder:
         return parsed
 
 
-def may_lead_to(folder: Path, target: Path) -> bool:
+def _may_lead_to(folder: Path, target: Path) -> bool:
     """Whether a link in the model folder may lead to `target`; both are resolved.
 
     To another file of the folder. In a hub's cache (`models--org--name/snapshots/COMMIT`) every

@@ -164,7 +164,7 @@ def test_the_real_vocabulary_has_its_published_size_and_ends(qwen: Tokenizer) ->
     ("content", "reason"),
     [
         (None, "is missing"),
-        ("link", "regular file inside the model folder"),
+        ("link", "is a link that leaves the model folder"),
         ("[" * 100_000, "tokenizer.json: ."),
         ("{", "truncated"),
         ("[]", "Expected `object`"),
