@@ -162,13 +162,13 @@ class Supervisor:
             self._choose_ports()
         else:
             raise StartError(f"Ray did not start: {failure}")
-        self._run.update(dashboard_port=self._ports.dashboard)
         self._record_processes()
         self._core = _find_core(self._run.state.processes)
 
     def _choose_ports(self) -> None:
         self._ports = RunPorts.choose(self._run.state.name, port=self._deployment.port)
         self._serve_api = ServeApi(self._ports.dashboard, self._run.token_path)
+        self._run.update(dashboard_port=self._ports.dashboard)
 
     def _run_starter(self) -> str | None:
         """Start Ray's processes; returns what went wrong."""

@@ -92,9 +92,11 @@ def test_raylet_that_dies_in_the_start_is_started_again(
     machine: Machine, name: str, port: int
 ) -> None:
     up = machine.start(name, str(port), module="toy_up")
+    up.wait_for("begin ray")
+    assert open_run(name).state.dashboard_port
     machine.kill_raylets(up, num_raylets=2)
     up.wait_for("end ready")
-    machine.note_ports()
+    assert open_run(name).state.dashboard_port in machine.note_ports()
     up.interrupt()
     assert up.join() == 0
     machine.assert_nothing_left()
