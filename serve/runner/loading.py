@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from serve.attention.paged import PagedAttention
-from serve.catalog import ModelShape, stretch_with_yarn, tensor_parallel_problem
+from serve.catalog import stretch_with_yarn
 from serve.checkpoint import inspect_checkpoint
-from serve.errors import CheckpointError, CollectiveError, ConfigurationError
+from serve.errors import CollectiveError, ConfigurationError
 from serve.kernels import native
 from serve.kernels.native import NativeLibrary, Pool
 from serve.model.native_decoder import NativeDecoder, native_problem
@@ -92,7 +92,6 @@ def load_runner(
     checkpoint = inspect_checkpoint(path)
     shape = stretch_with_yarn(checkpoint.shape) if yarn else checkpoint.shape
     max_model_len = shape.max_positions if max_model_len is None else max_model_len
-    _check(shape, collectives.size, max_model_len=max_model_len, num_real_tokens=num_real_tokens)
     plan = RunnerPlan(
         checkpoint=checkpoint,
         shape=shape,
@@ -107,6 +106,7 @@ def load_runner(
         kv_cache_tokens=kv_cache_tokens,
         on_progress=on_progress,
     )
+    plan.check()
     if device == "cuda":
         from .cuda_loading import DeviceOptions, load_cuda_runner
 
@@ -117,6 +117,11 @@ def load_runner(
             check_group=check_group,
         )
         return load_cuda_runner(plan, options)
+    return load_cpu_runner(plan, kernels)
+
+
+def load_cpu_runner(plan: RunnerPlan, kernels: Kernels) -> ModelRunner:
+    """Load a checked plan on this machine's CPU; errors as `load_pass`."""
     return _make_runner(plan, load_pass(plan, kernels))
 
 
@@ -275,19 +280,3 @@ def _make_runner(plan: RunnerPlan, loaded: LoadedPass) -> ModelRunner:
             num_read_bytes=loaded.num_read_bytes,
         ),
     )
-
-
-def _check(shape: ModelShape, size: int, *, max_model_len: int, num_real_tokens: int) -> None:
-    problem = tensor_parallel_problem(shape, size)
-    if problem is not None:
-        raise ConfigurationError(problem)
-    if max_model_len > shape.max_positions:
-        raise ConfigurationError(
-            f"max_model_len must be <= {shape.max_positions} (the checkpoint's positions),"
-            f" got {max_model_len}"
-        )
-    if num_real_tokens > shape.vocab_size:
-        raise CheckpointError(
-            f"tokenizer.json has {num_real_tokens} ids, config.json's vocab_size is"
-            f" {shape.vocab_size}"
-        )

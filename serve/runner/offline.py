@@ -71,20 +71,20 @@ def _load(
     """The runner that a replica would have, and the bytes that a one-row step reads."""
     import torch
 
-    from .offline_batch import load_cpu_runner, make_offline_runner, random_shape
+    from .offline_batch import load_offline_runner, make_offline_runner, random_shape
 
+    dtype = getattr(torch, options.dtype)
     if device.type == "cpu" and options.checkpoint is not None and options.kernels == "auto":
-        return load_cpu_runner(
+        return load_offline_runner(
             options.checkpoint,
-            dtype=options.dtype,
+            dtype=dtype,
             max_running_sequences=options.batch,
             max_model_len=max_model_len,
-            token_budget=options.token_budget,
         )
     return make_offline_runner(
         options.checkpoint or random_shape(options.random_shape),
         device=device,
-        dtype=getattr(torch, options.dtype),
+        dtype=dtype,
         max_running_sequences=options.batch,
         max_model_len=max_model_len,
         token_budget=options.token_budget,

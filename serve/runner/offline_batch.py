@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from .cuda import CudaRunner
 from .cuda_loading import DeviceOptions, check_device, make_model, make_runner
 from .model_runner import ModelRunner
 from .plan import RunnerPlan
-
-if TYPE_CHECKING:
-    from serve.config import Dtype
 
 _BLOCK_SIZE = 16
 # hidden, layers, heads, KV heads, FFN, vocabulary, whether the head is the embedding
@@ -117,19 +114,11 @@ def make_offline_runner(
         else inspect_checkpoint(source)
     )
     shape = checkpoint.shape
-    plan = RunnerPlan(
-        checkpoint=checkpoint,
-        shape=shape,
-        collectives=SingleRank(),
+    plan = _plan(
+        checkpoint,
         dtype=dtype,
-        block_size=_BLOCK_SIZE,
-        num_threads=torch.get_num_threads(),
-        num_real_tokens=shape.vocab_size,
-        eos_token_ids=(),
         max_running_sequences=max_running_sequences,
         max_model_len=max_model_len,
-        kv_cache_tokens=_num_blocks(max_model_len) * _BLOCK_SIZE * max_running_sequences,
-        on_progress=None,
     )
     options = DeviceOptions(device, token_budget, kernels, has_graphs)
     found = load_device_kernels(device, options.kernels)
@@ -143,39 +132,47 @@ def make_offline_runner(
         return make_runner(plan, model, found, options), model.num_step_bytes
 
 
-def load_cpu_runner(
-    folder: Path,
-    *,
-    dtype: Dtype,
-    max_running_sequences: int,
-    max_model_len: int,
-    token_budget: int,
-) -> tuple[ModelRunner | CudaRunner, int]:
+def load_offline_runner(
+    folder: Path, *, dtype: torch.dtype, max_running_sequences: int, max_model_len: int
+) -> tuple[ModelRunner, int]:
     """A checkpoint's runner as a replica on a CPU has it; bytes a one-row step reads.
 
     Raises:
         CheckpointError: the folder cannot be used.
         ConfigurationError: memory does not hold it.
     """
-    from .loading import load_runner
+    from .loading import load_cpu_runner
 
-    shape = inspect_checkpoint(folder).shape
-    runner = load_runner(
-        path=folder,
+    plan = _plan(
+        inspect_checkpoint(folder),
+        dtype=dtype,
+        max_running_sequences=max_running_sequences,
+        max_model_len=max_model_len,
+    )
+    plan.check()
+    runner, shape = load_cpu_runner(plan, "auto"), plan.shape
+    num_embedding_params = 0 if shape.is_tied else shape.vocab_size * shape.hidden
+    return runner, (shape.num_params - num_embedding_params) * dtype.itemsize
+
+
+def _plan(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, max_running_sequences: int, max_model_len: int
+) -> RunnerPlan:
+    """One rank's, with room for every sequence and no text: no id is padding, none ends."""
+    return RunnerPlan(
+        checkpoint=checkpoint,
+        shape=checkpoint.shape,
         collectives=SingleRank(),
         dtype=dtype,
         block_size=_BLOCK_SIZE,
         num_threads=torch.get_num_threads(),
-        num_real_tokens=shape.vocab_size,
+        num_real_tokens=checkpoint.shape.vocab_size,
         eos_token_ids=(),
         max_running_sequences=max_running_sequences,
-        token_budget=token_budget,
-        kv_cache_tokens=_num_blocks(max_model_len) * _BLOCK_SIZE * max_running_sequences,
         max_model_len=max_model_len,
+        kv_cache_tokens=_num_blocks(max_model_len) * _BLOCK_SIZE * max_running_sequences,
+        on_progress=None,
     )
-    num_embedding_params = 0 if shape.is_tied else shape.vocab_size * shape.hidden
-    num_value_bytes = 4 if dtype == "float32" else 2
-    return runner, (shape.num_params - num_embedding_params) * num_value_bytes
 
 
 def generate(

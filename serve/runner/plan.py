@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from serve.catalog import ModelShape
+from serve.catalog import ModelShape, tensor_parallel_problem
 from serve.checkpoint import Checkpoint
-from serve.errors import ConfigurationError
+from serve.errors import CheckpointError, ConfigurationError
 from serve.model.tensor_parallel import Collectives
 from serve.model.weights import Progress
 
@@ -23,7 +23,7 @@ from .sampling_table import SamplingTable
 
 @dataclass(frozen=True, slots=True)
 class RunnerPlan:
-    """What to load, checked: options that fit the checkpoint in `checkpoint`.
+    """What to load; `check` says whether the options fit the checkpoint.
 
     `shape` is the checkpoint's, stretched where YaRN was asked for. `kv_cache_tokens` None: what
     memory allows.
@@ -41,6 +41,27 @@ class RunnerPlan:
     max_model_len: int
     kv_cache_tokens: int | None
     on_progress: Progress | None
+
+    def check(self) -> None:
+        """Refuse options that do not fit the checkpoint.
+
+        Raises:
+            CheckpointError: the tokenizer has more ids than the model.
+            ConfigurationError: the size of the group or the length of a sequence is not legal.
+        """
+        problem = tensor_parallel_problem(self.shape, self.collectives.size)
+        if problem is not None:
+            raise ConfigurationError(problem)
+        if self.max_model_len > self.shape.max_positions:
+            raise ConfigurationError(
+                f"max_model_len must be <= {self.shape.max_positions} (the checkpoint's positions),"
+                f" got {self.max_model_len}"
+            )
+        if self.num_real_tokens > self.shape.vocab_size:
+            raise CheckpointError(
+                f"tokenizer.json has {self.num_real_tokens} ids, config.json's vocab_size is"
+                f" {self.shape.vocab_size}"
+            )
 
     def make_sequences(self, *, block_stride: int = 1) -> SequenceTable:
         """An empty table for as many sequences as may run."""
