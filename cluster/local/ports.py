@@ -78,7 +78,7 @@ def find_free_block(size: int, *, besides: Collection[int] = ()) -> int:
     Raises:
         OSError: there is no such block.
     """
-    starts = _BLOCK_PORTS[::size]
+    starts = range(_BLOCK_PORTS.start, _BLOCK_PORTS.stop - size + 1, size)
     for start in random.sample(starts, len(starts)):
         block = range(start, start + size)
         if all(port not in besides and is_port_free(port) for port in block):

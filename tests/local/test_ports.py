@@ -51,6 +51,12 @@ def test_port_that_is_taken_or_promised_is_not_found() -> None:
     assert find_free_block(100, besides=others) == block
 
 
+def test_block_of_ports_ends_where_the_blocks_end() -> None:
+    assert find_free_block(3_000, besides={23_000}) == 20_000
+    with pytest.raises(OSError, match="no 3000 neighbouring free ports"):
+        find_free_block(3_000, besides={22_999})
+
+
 def test_more_ports_than_there_are_is_told() -> None:
     with pytest.raises(OSError, match="no 10000 free ports from 24000 to 29999"):
         find_free_ports(10_000)
