@@ -18,7 +18,7 @@ BYTES_PER_VALUE: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 _CUDA_BYTES = 800_000_000
 # NCCL's channels and the buffers of our all-reduce, where there is more than one rank.
 _COLLECTIVES_BYTES = 400_000_000
-# One shard's process on a CPU: Python, torch, its thread pools.
+# One shard's process on a CPU at most: Python and torch, which native kernels do without.
 _SHARD_PROCESS_BYTES = 800_000_000
 # Beside the shards: Ray's own processes, the replica and two HTTP processes.
 _RAY_BYTES = 2_500_000_000

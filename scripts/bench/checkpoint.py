@@ -53,7 +53,6 @@ def bench_checkpoint(name: str) -> Path:
     folder = cache_folder() / f"qwen2.5-{name}-random"
     if (folder / _MADE).exists():
         return folder
-    import torch
 
     from serve.testing.checkpoints import make_checkpoint
 
@@ -61,7 +60,7 @@ def bench_checkpoint(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as made:
         path = Path(made) / "model"
         print(f"making {folder} (once)", flush=True)
-        make_checkpoint(path, **asdict(SHAPES[name]), dtype=torch.bfloat16)
+        make_checkpoint(path, **asdict(SHAPES[name]), dtype="bfloat16")
         write_qwen_tokenizer(path)
         (path / _MADE).touch()
         shutil.rmtree(folder, ignore_errors=True)

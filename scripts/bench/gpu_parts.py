@@ -47,7 +47,8 @@ class Bench:
 
         self.is_rehearsal = is_rehearsal
         self.device = torch.device("cpu" if is_rehearsal else "cuda")
-        self.dtype = torch.float32 if is_rehearsal else torch.bfloat16
+        self.dtype_name = "float32" if is_rehearsal else "bfloat16"
+        self.dtype = getattr(torch, self.dtype_name)
         self.shape = shape
         self.found: dict[str, Any] = {}
         self._card = limits
@@ -264,7 +265,7 @@ class Bench:
         return make_offline_runner(
             random_shape("tiny" if self.is_rehearsal else self.shape),
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.dtype_name,
             max_running_sequences=max_rows,
             max_model_len=max_tokens,
             token_budget=token_budget,
@@ -292,14 +293,12 @@ class Bench:
     def agreement(self) -> None:
         """Greedy text of the shipped demo model: this device against the CPU's reference, and a
         batch of 16 against each of its sequences alone."""
-        import torch
-
         import serve.demo
         from serve.runner.offline_batch import generate, make_offline_runner, random_prompts
 
         folder = Path(str(serve.demo.__file__)).parent
         num_new = 8 if self.is_rehearsal else 64
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in ("float32", "bfloat16"):
             prompts = random_prompts(16, 32, 200)
             options = {
                 "num_new_tokens": num_new,
@@ -318,12 +317,11 @@ class Bench:
             alone = [generate(runner, [prompt], **options)[0][0] for prompt in prompts]
             reference = _reference(folder, dtype, runner.facts.vocab_size, 32 + num_new)
             cpu = generate(reference, prompts, **options)[0]
-            name = str(dtype).removeprefix("torch.")
-            self.keep(f"{name}, against the CPU", _agreement(together, cpu))
-            self.keep(f"{name}, batch of 16 against 1", _agreement(together, alone))
+            self.keep(f"{dtype}, against the CPU", _agreement(together, cpu))
+            self.keep(f"{dtype}, batch of 16 against 1", _agreement(together, alone))
 
 
-def _reference(folder: Path, dtype: Any, vocab_size: int, max_model_len: int) -> Any:
+def _reference(folder: Path, dtype: str, vocab_size: int, max_model_len: int) -> Any:
     """The CPU's reference runner."""
     import torch
 
@@ -333,7 +331,7 @@ def _reference(folder: Path, dtype: Any, vocab_size: int, max_model_len: int) ->
     return load_runner(
         path=folder,
         collectives=SingleRank(),
-        dtype="float32" if dtype == torch.float32 else "bfloat16",
+        dtype=dtype,
         block_size=16,
         num_threads=torch.get_num_threads(),
         num_real_tokens=vocab_size,

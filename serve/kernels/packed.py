@@ -10,15 +10,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from . import abi
+from .dtypes import ABI_DTYPES, DtypeName, Floats, Stored, abi_dtype
 from .native import Pool
 
 _HUGE_PAGE_BYTES = 2 << 20
-
-_DTYPES = {torch.float32: abi.F32, torch.bfloat16: abi.BF16, torch.float16: abi.F16}
 
 
 class AlignedMemory:
@@ -59,11 +57,11 @@ class PackedMatrix:
     def __init__(
         self,
         pool: Pool,
-        dtype: torch.dtype,
+        dtype: DtypeName,
         num_outputs: int,
         *,
         num_inputs: int,
-        bias: Tensor | None = None,
+        bias: Floats | None = None,
     ) -> None:
         self.panel_width = pool.library.panel_width
         self.num_panels = -(-num_outputs // self.panel_width)
@@ -72,28 +70,28 @@ class PackedMatrix:
         self.bias = bias
         self._pool = pool
         width = self.num_panels * self.panel_width
-        if bias is not None and (bias.shape != (width,) or bias.dtype != torch.float32):
+        if bias is not None and (bias.shape != (width,) or bias.dtype != np.float32):
             raise ValueError(f"bias must be float32 [{width}], got {bias.dtype} {[*bias.shape]}")
         self.num_bytes: int = pool.library.functions.shoal_packed_bytes(
-            _DTYPES[dtype], width, num_inputs
+            ABI_DTYPES[dtype], width, num_inputs
         )
         self._memory = AlignedMemory(self.num_bytes)
         self.struct = abi.Matrix(
             panels=self._memory.address,
-            bias=None if bias is None else bias.data_ptr(),
+            bias=None if bias is None else bias.ctypes.data,
             num_outputs=width,
             num_inputs=num_inputs,
-            dtype=_DTYPES[dtype],
+            dtype=ABI_DTYPES[dtype],
         )
 
-    def fill_rows(self, first_panel: int, panel_step: int, source: Tensor) -> bool:
+    def fill_rows(self, first_panel: int, panel_step: int, source: Stored) -> bool:
         """Pack rows of `source` into panels `first_panel`, `first_panel + panel_step`, ...
 
         Args:
             first_panel: where the first `panel_width` rows go.
             panel_step: distance to where the next ones go.
-            source: float32, bfloat16 or float16 [num_rows, num_inputs]; rows may be strided. The
-                last panel that it reaches is filled up with zeros.
+            source: [num_rows, num_inputs]; rows may be strided. The last panel that it reaches is
+                filled up with zeros.
 
         Returns:
             False where a value is not finite.
@@ -102,19 +100,19 @@ class PackedMatrix:
         last = first_panel + (-(-num_rows // self.panel_width) - 1) * panel_step
         if num_inputs != self.num_inputs or not 0 <= first_panel <= last < self.num_panels:
             raise ValueError(f"{[*source.shape]} does not fit panels {first_panel} to {last}")
-        if source.stride(1) != 1:
-            source = source.contiguous()
+        if source.strides[1] != source.itemsize:
+            source = source.copy()
         return bool(
             self._pool.library.functions.shoal_pack(
                 self._pool.handle,
                 self._memory.address,
-                _DTYPES[self.dtype],
+                ABI_DTYPES[self.dtype],
                 self.num_inputs,
                 first_panel,
                 panel_step,
-                source.data_ptr(),
-                _DTYPES[source.dtype],
+                source.ctypes.data,
+                abi_dtype(source),
                 num_rows,
-                source.stride(0),
+                source.strides[0] // source.itemsize,
             )
         )

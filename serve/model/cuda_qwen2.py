@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
@@ -22,7 +23,7 @@ from serve.kernels.device import DecoderKernels
 from .layer_weights import LayerWeights
 from .linears import RowLinear
 from .norm import RMSNorm
-from .rotary import rotary_angles
+from .rotary_angles import rotary_angles
 from .tensor_parallel import Collectives
 from .vocabulary import VocabularyTable
 from .weights import Cut
@@ -66,7 +67,7 @@ class CudaQwen2:
                 for index in range(shape.num_layers)
             ]
             self._norm = RMSNorm(shape)
-        angles = torch.cat(rotary_angles(shape, num_positions), dim=-1)
+        angles = torch.from_numpy(np.concatenate(rotary_angles(shape, num_positions), axis=-1))
         self._angles = angles.to(device)  # [num_positions, head_dim], cosines before sines
         self._has_wide_products = _has_wide_products(self._head.weight)
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from serve.catalog import ModelShape
 from serve.kernels import abi
+from serve.kernels.dtypes import ABI_DTYPES, DtypeName, Stored
 from serve.kernels.native import Pool
 from serve.kernels.native_attention import BLOCK_SIZES, HEAD_DIMS, attention_heads
 from serve.kernels.packed import PackedMatrix
 
 from .rank_ranges import Range, RankRanges, vocabulary_rows
-from .rotary import rotary_angles
+from .rotary_angles import rotary_angles
 from .tensor_parallel import Collectives
-from .weights import Cut, TensorDestination, whole
+from .weights import Cut, VectorDestination, whole
 
 # A rank's vocabulary rows are a multiple of the widest panel of any instruction set, so that ranks
 # on different CPUs agree on whose they are.
@@ -57,7 +57,7 @@ class NativeDecoder:
         shape: ModelShape,
         collectives: Collectives,
         *,
-        dtype: torch.dtype,
+        dtype: DtypeName,
         num_positions: int,
         block_size: int,
         pool: Pool,
@@ -74,14 +74,14 @@ class NativeDecoder:
             _Layer(shape, ranges, index=index, dtype=dtype, pool=pool)
             for index in range(shape.num_layers)
         ]
-        self._norm = torch.empty(shape.hidden)
-        self._cos, self._sin = (table.contiguous() for table in rotary_angles(shape, num_positions))
+        self._norm = np.empty(shape.hidden, np.float32)
+        self._cos, self._sin = rotary_angles(shape, num_positions)
         self.heads = attention_heads(
             num_heads=ranges.num_heads,
             num_kv_heads=ranges.num_kv_heads,
             head_dim=shape.head_dim,
             block_size=block_size,
-            dtype=_ABI_DTYPES[dtype],
+            dtype=ABI_DTYPES[dtype],
         )
         self.num_logits = collectives.size * self._head.matrix.struct.num_outputs
         """Columns of the logits on rank 0; ids behind the vocabulary are padding."""
@@ -91,7 +91,7 @@ class NativeDecoder:
         yield from self._embedding.cuts("model.embed_tokens")
         for layer in self._layers:
             yield from layer.cuts()
-        yield whole("model.norm.weight", TensorDestination(self._norm))
+        yield whole("model.norm.weight", VectorDestination(self._norm))
         if self._head is not self._embedding:
             yield from self._head.cuts("lm_head")
 
@@ -115,10 +115,10 @@ class NativeDecoder:
             embedding=self._embedding.matrix.struct,
             first_token_id=self._embedding.rows[0],
             num_token_ids=self._embedding.rows[1] - self._embedding.rows[0],
-            final_norm=self._norm.data_ptr(),
+            final_norm=self._norm.ctypes.data,
             head=self._head.matrix.struct,
-            cos=self._cos.data_ptr(),
-            sin=self._sin.data_ptr(),
+            cos=self._cos.ctypes.data,
+            sin=self._sin.ctypes.data,
         )
 
 
@@ -131,14 +131,14 @@ class _Layer:
         ranges: RankRanges,
         *,
         index: int,
-        dtype: torch.dtype,
+        dtype: DtypeName,
         pool: Pool,
     ) -> None:
         self._prefix = f"model.layers.{index}"
         self._ranges = ranges
         q_size, kv_size, ffn_size = map(_size, (ranges.query, ranges.key_value, ranges.ffn))
-        self._input_norm, self._ffn_norm = torch.empty(shape.hidden), torch.empty(shape.hidden)
-        self._bias = torch.empty(q_size + 2 * kv_size)
+        self._input_norm, self._ffn_norm = (np.empty(shape.hidden, np.float32) for _ in range(2))
+        self._bias = np.empty(q_size + 2 * kv_size, np.float32)
         width = pool.library.panel_width
         self.ffn_size = -(-ffn_size // width) * width
         self._qkv = PackedMatrix(
@@ -151,16 +151,16 @@ class _Layer:
     def cuts(self) -> Iterator[Cut]:
         """This rank's part of the layer's tensors."""
         ranges, attention, ffn = self._ranges, f"{self._prefix}.self_attn", f"{self._prefix}.mlp"
-        yield whole(f"{self._prefix}.input_layernorm.weight", TensorDestination(self._input_norm))
+        yield whole(f"{self._prefix}.input_layernorm.weight", VectorDestination(self._input_norm))
         first_row = 0
         for letter, rows in (("q", ranges.query), ("k", ranges.key_value), ("v", ranges.key_value)):
             name, end = f"{attention}.{letter}_proj", first_row + _size(rows)
             yield _rows_cut(f"{name}.weight", rows, self._qkv, first_row=first_row)
-            yield Cut(f"{name}.bias", (rows,), TensorDestination(self._bias[first_row:end]))
+            yield Cut(f"{name}.bias", (rows,), VectorDestination(self._bias[first_row:end]))
             first_row = end
         yield _columns_cut(f"{attention}.o_proj.weight", ranges.query, self._output)
         yield whole(
-            f"{self._prefix}.post_attention_layernorm.weight", TensorDestination(self._ffn_norm)
+            f"{self._prefix}.post_attention_layernorm.weight", VectorDestination(self._ffn_norm)
         )
         for panel, letter in enumerate(("gate", "up")):
             into = PackedRows(self._gate_up, _size(ranges.ffn), first_panel=panel, panel_step=2)
@@ -172,10 +172,10 @@ class _Layer:
     def structure(self, keys: int, values: int) -> abi.Layer:
         """The layer as C sees it, over a cache at these addresses."""
         return abi.Layer(
-            input_norm=self._input_norm.data_ptr(),
+            input_norm=self._input_norm.ctypes.data,
             qkv=self._qkv.struct,
             output=self._output.struct,
-            ffn_norm=self._ffn_norm.data_ptr(),
+            ffn_norm=self._ffn_norm.ctypes.data,
             gate_up=self._gate_up.struct,
             down=self._down.struct,
             keys=keys,
@@ -187,7 +187,7 @@ class _Vocabulary:
     """This rank's rows of an embedding or of an LM head, or of one table that is both."""
 
     def __init__(
-        self, shape: ModelShape, collectives: Collectives, *, dtype: torch.dtype, pool: Pool
+        self, shape: ModelShape, collectives: Collectives, *, dtype: DtypeName, pool: Pool
     ) -> None:
         self.rows, num_rows = vocabulary_rows(
             shape, rank=collectives.rank, size=collectives.size, edge=_VOCABULARY_EDGE
@@ -217,7 +217,7 @@ class PackedRows:
         num_panels = -(-num_rows // matrix.panel_width)
         self.num_bytes = matrix.num_bytes * num_panels // matrix.num_panels
 
-    def fill(self, source: Tensor, first_row: int) -> bool:
+    def fill(self, source: Stored, first_row: int) -> bool:
         """See `Destination.fill`; a piece's rows fill whole panels."""
         panel = self._first_panel + first_row // self._matrix.panel_width * self._panel_step
         return self._matrix.fill_rows(panel, self._panel_step, source)
@@ -241,6 +241,3 @@ def _size(limits: Range) -> int:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
-
-
-_ABI_DTYPES = {torch.float32: abi.F32, torch.bfloat16: abi.BF16}

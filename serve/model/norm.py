@@ -10,7 +10,8 @@ from torch import Tensor
 from serve.catalog import ModelShape
 from serve.kernels.elementwise import rms_norm
 
-from .weights import Cut, TensorDestination, whole
+from .tensor_destination import TensorDestination
+from .weights import Cut, whole
 
 
 class RMSNorm:

@@ -1,4 +1,4 @@
-"""How the ranks of one model meet: two collectives, in the same order on every rank.
+"""How the ranks of one model meet: collectives, in the same order on every rank.
 
 Not the transport: sockets or shared memory lie behind the protocol (`serve.shards.collectives`).
 The one decision behind it: sums run in rank order, so that every rank has the same bits and a
@@ -7,12 +7,13 @@ result does not depend on who was first.
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from serve.errors import CollectiveError
 from serve.kernels import abi
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Collectives(Protocol):
@@ -35,6 +36,14 @@ class Collectives(Protocol):
 
     def gather_last_dim(self, x: Tensor) -> Tensor | None:
         """On rank 0 every rank's `x`, concatenated along the last dimension; elsewhere None.
+
+        Raises:
+            CollectiveError: a rank is gone or out of step.
+        """
+        ...
+
+    def numbers(self, number: int) -> list[int]:
+        """What each rank gave as `number`, on every rank; exact below 2**24.
 
         Raises:
             CollectiveError: a rank is gone or out of step.
@@ -77,6 +86,10 @@ class SingleRank:
     def gather_last_dim(self, x: Tensor) -> Tensor | None:
         """`x` itself."""
         return x
+
+    def numbers(self, number: int) -> list[int]:
+        """`number` itself."""
+        return [number]
 
     def native(self) -> abi.Collectives:
         """A group of one, without functions: there is nobody to meet."""

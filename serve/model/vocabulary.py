@@ -16,8 +16,9 @@ from serve.catalog import ModelShape
 from serve.kernels.linear import EDGE, linear
 
 from .rank_ranges import vocabulary_rows
+from .tensor_destination import TensorDestination
 from .tensor_parallel import Collectives
-from .weights import Cut, TensorDestination
+from .weights import Cut
 
 
 class VocabularyTable:

@@ -20,12 +20,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from serve.checkpoint import FileState
 from serve.errors import CheckpointError
 from serve.limits import available_memory_bytes, read_limits
+
+_Bytes = npt.NDArray[np.uint8]
 
 _NUM_READERS = 2
 _NUM_BUFFERS = 4  # one each being read, one being taken, one waiting
@@ -63,15 +65,15 @@ class WeightReader:
             os.close(descriptor)
         self._descriptors.clear()
 
-    def read(self, spans: Sequence[Span]) -> Generator[Tensor, None, None]:
+    def read(self, spans: Sequence[Span]) -> Generator[_Bytes, None, None]:
         """Yields the bytes of each span, uint8 [num_bytes], valid until the next is asked for.
 
         Raises:
             CheckpointError: a file is not what was inspected, ends early or cannot be read.
         """
         largest = max((span.num_bytes for span in spans), default=0)
-        free = [torch.empty(largest, dtype=torch.uint8) for _ in range(_NUM_BUFFERS)]
-        pending: deque[tuple[Future[None], Tensor, int]] = deque()
+        free = [np.empty(largest, np.uint8) for _ in range(_NUM_BUFFERS)]
+        pending: deque[tuple[Future[None], _Bytes, int]] = deque()
         with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="weights") as pool:
             for index, span in enumerate(spans):
                 if not free:
@@ -86,8 +88,8 @@ class WeightReader:
 
     @staticmethod
     def _take(
-        pending: deque[tuple[Future[None], Tensor, int]], free: list[Tensor]
-    ) -> Iterator[Tensor]:
+        pending: deque[tuple[Future[None], _Bytes, int]], free: list[_Bytes]
+    ) -> Iterator[_Bytes]:
         """The oldest span, once it is there; its buffer is free when the caller comes back."""
         future, buffer, num_bytes = pending.popleft()
         future.result()
@@ -111,9 +113,9 @@ class WeightReader:
             self._check_unchanged(descriptor, span)
         return self._descriptors[span.file]
 
-    def _fill(self, descriptor: int, span: Span, buffer: Tensor) -> None:
+    def _fill(self, descriptor: int, span: Span, buffer: _Bytes) -> None:
         """Read one span; a thread of the pool."""
-        rest = buffer.numpy().data[: span.num_bytes]
+        rest = buffer.data[: span.num_bytes]
         try:
             while rest:
                 num_read = os.preadv(descriptor, [rest], span.start + span.num_bytes - len(rest))

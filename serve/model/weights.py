@@ -15,11 +15,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from serve.checkpoint import BYTES_PER_VALUE, Checkpoint, TensorLocation
 from serve.errors import CheckpointError
+from serve.kernels.dtypes import Floats, Stored, widen
 
 from .weight_reader import Span, WeightReader
 
@@ -29,7 +30,7 @@ Progress = Callable[[int, int], None]
 PIECE_ROWS = 128
 
 _PIECE_BYTES = 1 << 23
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_STORED_DTYPES = {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}
 
 
 class Destination(Protocol):
@@ -44,28 +45,29 @@ class Destination(Protocol):
     @property
     def num_bytes(self) -> int: ...
 
-    def fill(self, source: Tensor, first_row: int) -> bool:
+    def fill(self, source: Stored, first_row: int) -> bool:
         """Take rows (values of a vector) `first_row` onwards; False: some value is not finite.
 
         Args:
-            source: bfloat16, float16 or float32, [num_rows, row size] or [num_rows]; the rows may
-                lie apart. Its memory is used again as soon as this returns.
+            source: [num_rows, row size] or [num_rows]; the rows may lie apart. Its
+                memory is used again as soon as this returns.
             first_row: a multiple of `PIECE_ROWS`; pieces come in order, each row once.
         """
 
 
-class TensorDestination:
-    """A torch tensor on the CPU, as a destination; converts to its dtype."""
+class VectorDestination:
+    """A float32 array [n], as a destination."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.shape = tuple(tensor.shape)
-        self.num_bytes = tensor.nbytes
-        self._tensor = tensor
+    def __init__(self, values: Floats) -> None:
+        self.shape = values.shape
+        self.num_bytes = values.nbytes
+        self._values = values
 
-    def fill(self, source: Tensor, first_row: int) -> bool:
-        rows = self._tensor[first_row : first_row + len(source)]
-        rows.copy_(source)
-        return bool(torch.isfinite(rows).all())
+    def fill(self, source: Stored, first_row: int) -> bool:
+        """See `Destination.fill`."""
+        values = self._values[first_row : first_row + len(source)]
+        values[:] = widen(source)
+        return bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +133,11 @@ class _Piece:
         columns = math.prod(end - start for start, end in self.cut.ranges[1:])
         return self.num_rows * columns * BYTES_PER_VALUE[self.place.dtype]
 
-    def view(self, content: Tensor) -> Tensor:
+    def view(self, content: npt.NDArray[np.uint8]) -> Stored:
         """The wanted values, over the bytes of the span."""
-        values = content.view(_DTYPES[self.place.dtype])
+        values: Stored = content.view(_STORED_DTYPES[self.place.dtype])
         columns = tuple(slice(*limits) for limits in self.cut.ranges[1:])
-        return values.view(self.num_rows, *self.place.shape[1:])[(slice(None), *columns)]
+        return values.reshape(self.num_rows, *self.place.shape[1:])[(slice(None), *columns)]
 
 
 def _pieces(checkpoint: Checkpoint, cut: Cut) -> Iterator[_Piece]:

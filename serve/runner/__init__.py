@@ -1,1 +1,1 @@
-"""Runs a step on the model: batch inputs, KV pool, sampling. Knows torch, not Ray."""
+"""Runs a step on the model: batch inputs, KV pool, sampling. Not Ray, and torch only where it computes."""

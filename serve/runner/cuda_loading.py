@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 
 from serve.attention.cuda import DeviceAttention, DeviceCache
-from serve.catalog import ModelShape, num_shard_kv_heads
+from serve.catalog import num_shard_kv_heads
 from serve.errors import ConfigurationError
 from serve.kernels.device import DeviceKernels, DeviceKernelsChoice, Workspace, load_device_kernels
+from serve.kernels.dtypes import BYTES_PER_VALUE
 from serve.limits import GPU_MARGIN
 from serve.model.cuda_qwen2 import CudaQwen2
-from serve.model.tensor_parallel import Collectives
 from serve.model.weights import load
 
 from .cuda import CudaRunner
@@ -28,7 +28,7 @@ from .cuda_sampler import DeviceSampler
 from .cuda_tables import DeviceTables
 from .cuda_warm_up import explained, warm_up
 from .model_runner import RunnerFacts
-from .plan import RunnerPlan, numbers_of_ranks
+from .plan import RunnerPlan
 
 logger = logging.getLogger("shoal.runner")
 
@@ -69,8 +69,7 @@ def load_cuda_runner(plan: RunnerPlan, options: DeviceOptions) -> CudaRunner:
     check_device(options.device)
     kernels = load_device_kernels(options.device, options.kernels)
     with torch.inference_mode():
-        model = make_model(plan.shape, plan.collectives, kernels, plan.dtype, plan.max_model_len,
-                           options.device)  # fmt: skip
+        model = make_model(plan, kernels, options.device)
         num_read_bytes = load(plan.checkpoint, model.cuts(), plan.on_progress)
         model.finish()
         return make_runner(plan, model, kernels, options, num_read_bytes=num_read_bytes)
@@ -89,14 +88,7 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def make_model(
-    shape: ModelShape,
-    collectives: Collectives,
-    kernels: DeviceKernels,
-    dtype: torch.dtype,
-    num_positions: int,
-    device: torch.device,
-) -> CudaQwen2:
+def make_model(plan: RunnerPlan, kernels: DeviceKernels, device: torch.device) -> CudaQwen2:
     """An empty model on `device`.
 
     Raises:
@@ -107,15 +99,16 @@ def make_model(
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     try:
         return CudaQwen2(
-            shape,
-            collectives,
+            plan.shape,
+            plan.collectives,
             kernels.decoder,
-            dtype=dtype,
-            num_positions=num_positions,
+            dtype=getattr(torch, plan.dtype),
+            num_positions=plan.max_model_len,
             device=device,
         )
     except torch.OutOfMemoryError as exc:
-        num_bytes = shape.num_shard_params(collectives.size) * dtype.itemsize
+        num_params = plan.shape.num_shard_params(plan.collectives.size)
+        num_bytes = num_params * BYTES_PER_VALUE[plan.dtype]
         raise ConfigurationError(
             f"the weights of a shard need {num_bytes / 1e9:.1f} GB, which this GPU does not have"
             " free: use a larger tensor_parallel, or a smaller model"
@@ -198,7 +191,7 @@ class _Parts:
         """Memory of one block on this rank."""
         shape, plan = self._plan.shape, self._plan
         values = 2 * shape.num_layers * self._num_kv_heads * shape.head_dim
-        return values * plan.block_size * plan.dtype.itemsize
+        return values * plan.block_size * BYTES_PER_VALUE[plan.dtype]
 
     def make(self, num_blocks: int, *, has_graphs: bool) -> tuple[DeviceTables, CudaPass]:
         """Tables and a pass over a cache of so many blocks.
@@ -224,7 +217,7 @@ class _Parts:
             block_size=plan.block_size,
             num_kv_heads=self._num_kv_heads,
             head_dim=shape.head_dim,
-            dtype=plan.dtype,
+            dtype=getattr(torch, plan.dtype),
             device=self.device,
         )
         workspace = Workspace.make(
@@ -261,7 +254,7 @@ def _num_blocks(plan: RunnerPlan, parts: _Parts, options: DeviceOptions) -> int:
         room = _room_bytes(plan, parts, options)
         gc.collect()  # a pass and its graphs hold each other: give their memory to the real ones
         mine = max(room, 0) // parts.num_block_bytes
-        num_blocks = min(numbers_of_ranks(mine, plan.collectives, device=parts.device))
+        num_blocks = min(plan.collectives.numbers(mine))
     else:
         num_blocks = _CPU_KV_TOKENS // plan.block_size
     if num_blocks < 1:

@@ -8,14 +8,12 @@ until it is used.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil
-import torch
 
-from serve.catalog import ModelShape, num_shard_kv_heads
+from serve.catalog import ModelShape
 from serve.errors import ConfigurationError
 from serve.kernels import abi
 from serve.kernels.native import NativeLibrary
@@ -26,35 +24,6 @@ from serve.limits import available_memory_bytes, read_limits
 _AUTO_MEMORY_SHARE = 0.4
 _AUTO_MAX_TOKENS = 131_072
 _GB = 1e9
-
-
-class KVPool:
-    """Keys and values of `num_blocks` blocks of `block_size` slots, in torch.
-
-    The last slot, which no block contains, is zero: attention reads it as padding.
-
-    Raises:
-        ConfigurationError: the system does not give as much memory.
-    """
-
-    def __init__(
-        self,
-        shape: ModelShape,
-        *,
-        size: int,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        dims = (num_shard_kv_heads(shape, size), num_blocks * block_size + 1, shape.head_dim)
-        num_bytes = 2 * shape.num_layers * math.prod(dims) * dtype.itemsize
-        with _taking(num_bytes, num_blocks):
-            self.keys = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
-            self.values = [torch.empty(dims, dtype=dtype) for _ in range(shape.num_layers)]
-        for cache in (*self.keys, *self.values):
-            cache[:, -1].zero_()
 
 
 class NativeKVPool:
@@ -85,7 +54,7 @@ class NativeKVPool:
         self.num_blocks = num_blocks
         self.block_stride = 2 * num_layers + 1
         num_bytes = num_blocks * self.block_stride * unit_bytes
-        with _taking(num_bytes, num_blocks):
+        with taking(num_bytes, num_blocks):
             self.memory = AlignedMemory(num_bytes)
             """All blocks; zero where none was written."""
         keys = [self.memory.address + 2 * layer * unit_bytes for layer in range(num_layers)]
@@ -94,7 +63,7 @@ class NativeKVPool:
 
 
 @contextmanager
-def _taking(num_bytes: int, num_blocks: int) -> Iterator[None]:
+def taking(num_bytes: int, num_blocks: int) -> Iterator[None]:
     """Say in plain words that a pool's memory, taken inside, is not to be had.
 
     What is taken is only promised: more than all memory would be missed when it is used.
@@ -118,8 +87,8 @@ def _all_memory_bytes() -> int:
     return min(most, read_limits().memory_bytes or most)
 
 
-def auto_kv_cache_tokens(shape: ModelShape, *, size: int, dtype: torch.dtype) -> int:
+def auto_kv_cache_tokens(shape: ModelShape, *, size: int, bytes_per_value: int) -> int:
     """KV slots, in tokens, that free memory, a container's too, allows one of `size` ranks."""
-    num_bytes = shape.kv_bytes_per_token(bytes_per_value=dtype.itemsize, size=size)
+    num_bytes = shape.kv_bytes_per_token(bytes_per_value=bytes_per_value, size=size)
     available = available_memory_bytes(read_limits()) * _AUTO_MEMORY_SHARE / size
     return min(_AUTO_MAX_TOKENS, int(available) // num_bytes)

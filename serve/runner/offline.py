@@ -69,22 +69,19 @@ def _load(
     options: argparse.Namespace, device: torch.device, max_model_len: int
 ) -> tuple[CudaRunner | ModelRunner, int]:
     """The runner that a replica would have, and the bytes that a one-row step reads."""
-    import torch
-
     from .offline_batch import load_offline_runner, make_offline_runner, random_shape
 
-    dtype = getattr(torch, options.dtype)
     if device.type == "cpu" and options.checkpoint is not None and options.kernels == "auto":
         return load_offline_runner(
             options.checkpoint,
-            dtype=dtype,
+            dtype=options.dtype,
             max_running_sequences=options.batch,
             max_model_len=max_model_len,
         )
     return make_offline_runner(
         options.checkpoint or random_shape(options.random_shape),
         device=device,
-        dtype=dtype,
+        dtype=options.dtype,
         max_running_sequences=options.batch,
         max_model_len=max_model_len,
         token_budget=options.token_budget,

@@ -19,6 +19,7 @@ import torch
 from serve.catalog import ModelShape
 from serve.checkpoint import Checkpoint, inspect_checkpoint
 from serve.kernels.device import DeviceKernelsChoice, load_device_kernels
+from serve.kernels.dtypes import BYTES_PER_VALUE, DtypeName
 from serve.messages import Chunk, NewSequence, SamplingParams, StepInput
 from serve.model.tensor_parallel import SingleRank
 from serve.model.weights import load
@@ -93,7 +94,7 @@ def make_offline_runner(
     source: ModelShape | Path,
     *,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: DtypeName,
     max_running_sequences: int,
     max_model_len: int,
     token_budget: int,
@@ -113,7 +114,6 @@ def make_offline_runner(
         if isinstance(source, ModelShape)
         else inspect_checkpoint(source)
     )
-    shape = checkpoint.shape
     plan = _plan(
         checkpoint,
         dtype=dtype,
@@ -123,7 +123,7 @@ def make_offline_runner(
     options = DeviceOptions(device, token_budget, kernels, has_graphs)
     found = load_device_kernels(device, options.kernels)
     with torch.inference_mode():
-        model = make_model(shape, plan.collectives, found, dtype, max_model_len, device)
+        model = make_model(plan, found, device)
         if is_random:
             model.fill_randomly(seed=0)
         else:
@@ -133,7 +133,7 @@ def make_offline_runner(
 
 
 def load_offline_runner(
-    folder: Path, *, dtype: torch.dtype, max_running_sequences: int, max_model_len: int
+    folder: Path, *, dtype: DtypeName, max_running_sequences: int, max_model_len: int
 ) -> tuple[ModelRunner, int]:
     """A checkpoint's runner as a replica on a CPU has it; bytes a one-row step reads.
 
@@ -152,11 +152,11 @@ def load_offline_runner(
     plan.check()
     runner, shape = load_cpu_runner(plan, "auto"), plan.shape
     num_embedding_params = 0 if shape.is_tied else shape.vocab_size * shape.hidden
-    return runner, (shape.num_params - num_embedding_params) * dtype.itemsize
+    return runner, (shape.num_params - num_embedding_params) * BYTES_PER_VALUE[dtype]
 
 
 def _plan(
-    checkpoint: Checkpoint, *, dtype: torch.dtype, max_running_sequences: int, max_model_len: int
+    checkpoint: Checkpoint, *, dtype: DtypeName, max_running_sequences: int, max_model_len: int
 ) -> RunnerPlan:
     """One rank's, with room for every sequence and no text: no id is padding, none ends."""
     return RunnerPlan(

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from serve.catalog import ModelShape, tensor_parallel_problem
 from serve.checkpoint import Checkpoint
 from serve.errors import CheckpointError, ConfigurationError
+from serve.kernels.dtypes import BYTES_PER_VALUE, DtypeName
 from serve.model.tensor_parallel import Collectives
 from serve.model.weights import Progress
 
@@ -32,7 +31,7 @@ class RunnerPlan:
     checkpoint: Checkpoint
     shape: ModelShape
     collectives: Collectives
-    dtype: torch.dtype
+    dtype: DtypeName
     block_size: int
     num_threads: int
     num_real_tokens: int
@@ -88,27 +87,15 @@ class RunnerPlan:
         """
         num_tokens = self.kv_cache_tokens
         if num_tokens is None:
-            size = self.collectives.size
-            mine = auto_kv_cache_tokens(self.shape, size=size, dtype=self.dtype)
-            num_tokens = min(numbers_of_ranks(mine, self.collectives))
+            mine = auto_kv_cache_tokens(
+                self.shape,
+                size=self.collectives.size,
+                bytes_per_value=BYTES_PER_VALUE[self.dtype],
+            )
+            num_tokens = min(self.collectives.numbers(mine))
         if num_tokens < self.block_size:
             raise ConfigurationError(
                 f"the KV cache must hold at least one block ({self.block_size} tokens),"
                 f" got {num_tokens} tokens"
             )
         return num_tokens // self.block_size
-
-
-def numbers_of_ranks(
-    number: int, collectives: Collectives, *, device: torch.device | None = None
-) -> list[int]:
-    """What each rank gave as `number`, on every rank (exact in float32 below 2**24).
-
-    `device` is where the collectives' tensors are; None: the CPU.
-
-    Raises:
-        CollectiveError: another rank is gone.
-    """
-    numbers = torch.zeros(collectives.size, device=device)
-    numbers[collectives.rank] = number
-    return [int(found) for found in collectives.all_reduce(numbers)]

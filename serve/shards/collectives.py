@@ -22,10 +22,11 @@ import numpy as np
 
 from serve.errors import CollectiveError
 from serve.kernels import abi
+from serve.kernels.dtypes import Floats
 from serve.model.tensor_parallel import Collectives, SingleRank
 
 from .shared_memory import SharedMemoryCollectives, share_memory
-from .tensor_collectives import Floats, TensorCollectives
+from .tensor_collectives import TensorCollectives
 
 _HEADER = struct.Struct("<II")
 

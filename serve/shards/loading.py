@@ -1,7 +1,7 @@
 """A loaded shard: collectives, step channel, runner, and on rank 0 the engine over all of them.
 
 The only file of the data plane's process tier that brings tensors in, and only inside a shard's
-own process. With `stand_in` set no model is loaded and torch is never imported.
+own process. torch comes with a GPU or the reference kernels alone.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _load_runner(
     if model.stand_in is not None:
         runner, facts = _load_stand_in(spec)
         return runner, None, facts
-    # Imported here so that a stand-in needs no torch.
+    # Imported here so that a stand-in needs no kernels.
     from serve.runner.loading import load_runner
 
     assert model.dtype != "auto", "the planner resolved it"

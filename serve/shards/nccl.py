@@ -74,6 +74,7 @@ class DeviceGroup:
         assert len(sockets) == (size - 1 if rank == 0 else 1)
         self.rank = rank
         self.size = size
+        self._device = device
         self._sockets = list(sockets)
         self._failure: CollectiveError | None = None
         self._is_closed = False
@@ -114,6 +115,12 @@ class DeviceGroup:
         if self.rank > 0:
             return None
         return torch.cat(parts.view(self.size, *x.shape).unbind(0), dim=-1)
+
+    def numbers(self, number: int) -> list[int]:
+        """What each rank gave as `number`, on every rank; exact below 2**24."""
+        numbers = torch.zeros(self.size, device=self._device)
+        numbers[self.rank] = number
+        return [int(found) for found in self.all_reduce(numbers)]
 
     def native(self) -> abi.Collectives:
         """There are none: the C decoder computes on a CPU."""

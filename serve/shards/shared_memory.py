@@ -30,9 +30,10 @@ from collections.abc import Mapping, Sequence
 
 from serve.errors import CollectiveError
 from serve.kernels import abi, native
+from serve.kernels.dtypes import Floats
 from serve.kernels.native_group import Failure, NativeGroup
 
-from .tensor_collectives import Floats, TensorCollectives
+from .tensor_collectives import TensorCollectives
 
 logger = logging.getLogger("shoal.shard")
 

@@ -15,6 +15,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import serve.demo
+from serve.kernels.dtypes import DtypeName
 
 
 def make_checkpoint(
@@ -29,7 +30,7 @@ def make_checkpoint(
     is_tied: bool = True,
     max_positions: int = 512,
     yarn_factor: float | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: DtypeName = "float32",
     max_shard_size: str = "1GB",
     seed: int = 0,
 ) -> Path:
@@ -66,7 +67,7 @@ def make_checkpoint(
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() == 2 else 0.3
             mean = 1.0 if "norm" in name else 0.0
             parameter.copy_(mean + scale * torch.randn(parameter.shape, generator=generator))
-    model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
+    model.to(getattr(torch, dtype)).save_pretrained(path, max_shard_size=max_shard_size)
     return path
 
 

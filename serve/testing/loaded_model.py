@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from serve.checkpoint import inspect_checkpoint
 from serve.config import Kernels
+from serve.kernels.dtypes import DtypeName
 from serve.kernels.native import NativeLibrary
 from serve.kernels.native_attention import SPAN_DTYPE
 from serve.model.tensor_parallel import Collectives
@@ -45,7 +45,7 @@ class LoadedModel:
         collectives: Collectives,
         *,
         kernels: Kernels | NativeLibrary,
-        dtype: torch.dtype = torch.float32,
+        dtype: DtypeName = "float32",
         num_sequences: int = 1,
         max_tokens: int = 192,
         block_size: int = 16,

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
+
+from serve.kernels import native
 
 from .conftest import REPOSITORY, Running
 
@@ -51,6 +54,14 @@ def test_ingress_and_replicas_hold_no_torch_and_stay_small(shoal: Running) -> No
     pids = shoal.actors()
     for name in names:
         assert psutil.Process(pids[name]).memory_info().rss <= MAX_RSS_BYTES, name
+
+
+@pytest.mark.skipif(native.load("auto") is None, reason="no compiled kernels run on this CPU")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_shards_in_native_kernels_hold_no_torch_and_stay_small(shoal: Running, rank: int) -> None:
+    pid = shoal.shard("demo", rank)
+    assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+    assert psutil.Process(pid).memory_info().rss <= MAX_RSS_BYTES
 
 
 def test_logs_tell_what_each_shard_read_of_its_checkpoint(shoal: Running) -> None:

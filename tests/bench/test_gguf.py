@@ -32,7 +32,7 @@ def test_unknown_tensor_is_refused() -> None:
 
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_every_value_of_a_checkpoint_is_carried_over(tmp_path: Path, is_tied: bool) -> None:
-    folder = make_checkpoint(tmp_path, is_tied=is_tied, dtype=torch.bfloat16, max_shard_size="20KB")
+    folder = make_checkpoint(tmp_path, is_tied=is_tied, dtype="bfloat16", max_shard_size="20KB")
     source = {
         gguf_name(name): tensor
         for path in folder.glob("*.safetensors")
@@ -51,7 +51,7 @@ def test_every_value_of_a_checkpoint_is_carried_over(tmp_path: Path, is_tied: bo
 
 
 def test_float16_matrices_hold_the_nearest_values(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    folder = make_checkpoint(tmp_path, dtype="bfloat16")
     source = load_file(next(folder.glob("*.safetensors")))["model.embed_tokens.weight"]
     found = dict(gguf_tensors(folder, "float16"))["token_embd.weight"]
     assert found.dtype == np.float16

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from serve.checkpoint import inspect_checkpoint
+from serve.kernels.dtypes import DtypeName
 from serve.model.tensor_parallel import Collectives, SingleRank
 from serve.runner.cuda import CudaRunner
 from serve.runner.cuda_loading import DeviceOptions, load_cuda_runner
@@ -37,7 +38,7 @@ def load_device(checkpoint: Path) -> Callable[..., CudaRunner]:
     def load(
         rank: Collectives | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: DtypeName = "float32",
         **options: Any,
     ) -> CudaRunner:
         found = inspect_checkpoint(checkpoint)

@@ -68,7 +68,7 @@ def test_prompts_in_chunks_and_in_a_batch_give_the_text_of_each_alone() -> None:
     runner, _ = make_offline_runner(
         DEMO,
         device=torch.device("cpu"),
-        dtype=torch.float32,
+        dtype="float32",
         max_running_sequences=3,
         max_model_len=40,
         token_budget=17,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from serve.kernels.dtypes import DtypeName
 from serve.kernels.native import NativeLibrary
 from serve.model.tensor_parallel import Collectives, SingleRank
 from serve.testing.checkpoints import make_checkpoint
@@ -25,15 +25,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_kv_heads=1,
         head_dim=32,
         ffn=104,
-        dtype=torch.bfloat16,
+        dtype="bfloat16",
     )
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)], ids=str
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)], ids=str)
 def test_logits_are_the_references(
-    checkpoint: Path, library: NativeLibrary, dtype: torch.dtype, tolerance: float
+    checkpoint: Path, library: NativeLibrary, dtype: DtypeName, tolerance: float
 ):
     found, expected = (
         LoadedModel(checkpoint, SingleRank(), kernels=kernels, dtype=dtype)
@@ -54,7 +52,7 @@ def test_bits_are_the_same_in_chunks_in_company_and_on_two_threads(
             checkpoint,
             SingleRank(),
             kernels=library,
-            dtype=torch.bfloat16,
+            dtype="bfloat16",
             num_sequences=6,
             num_threads=num_threads,
         )

@@ -5,19 +5,33 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from serve.kernels.dtypes import Stored
 from serve.kernels.elementwise import silu_and_multiply
 from serve.kernels.linear import linear
 from serve.kernels.native import NativeLibrary, Pool
 from serve.kernels.packed import PackedMatrix
 
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+def _name(dtype: torch.dtype) -> Any:
+    return str(dtype).removeprefix("torch.")
+
+
+def _stored(weight: Tensor) -> Stored:
+    if weight.dtype == torch.bfloat16:
+        weight = weight.view(torch.uint16)
+    stored: Stored = weight.numpy()
+    return stored
 
 
 @dataclass(frozen=True)
@@ -31,9 +45,13 @@ class Kernels:
             width = self.library.panel_width
             bias = torch.nn.functional.pad(bias, (0, -num_outputs % width))
         matrix = PackedMatrix(
-            self.pools[1], weight.dtype, num_outputs, num_inputs=num_inputs, bias=bias
+            self.pools[1],
+            _name(weight.dtype),
+            num_outputs,
+            num_inputs=num_inputs,
+            bias=None if bias is None else bias.numpy(),
         )
-        assert matrix.fill_rows(0, 1, weight)
+        assert matrix.fill_rows(0, 1, _stored(weight))
         return matrix
 
     def linear(self, matrix: PackedMatrix, x: Tensor, *, num_threads: int = 1) -> Tensor:
@@ -189,9 +207,9 @@ def test_swiglu_of_alternating_panels_agrees_with_its_twin(
 ):
     ffn = num_pairs * kernels.library.panel_width
     x, weight, _ = _case(3, num_inputs, 2 * ffn, dtype, num_rows=num_rows)
-    matrix = PackedMatrix(kernels.pools[1], dtype, 2 * ffn, num_inputs=num_inputs)
-    assert matrix.fill_rows(0, 2, weight[:ffn])
-    assert matrix.fill_rows(1, 2, weight[ffn:])
+    matrix = PackedMatrix(kernels.pools[1], _name(dtype), 2 * ffn, num_inputs=num_inputs)
+    assert matrix.fill_rows(0, 2, _stored(weight[:ffn]))
+    assert matrix.fill_rows(1, 2, _stored(weight[ffn:]))
     got = kernels.linear_swiglu(matrix, x, num_threads=num_threads)
     seen = x if kernels.library.isa == "avx2" or dtype == torch.float32 else x.bfloat16().float()
     expected = silu_and_multiply(linear(seen, weight))
@@ -251,8 +269,8 @@ def test_unpacked_rows_equal_what_was_packed(
     wide = torch.randn(num_outputs, num_inputs + stride).to(source)
     wide[0, 0] = 6e-8  # subnormal in float16
     weight = wide[:, :num_inputs]
-    matrix = PackedMatrix(kernels.pools[1], packed, num_outputs, num_inputs=num_inputs)
-    assert matrix.fill_rows(0, 1, weight)
+    matrix = PackedMatrix(kernels.pools[1], _name(packed), num_outputs, num_inputs=num_inputs)
+    assert matrix.fill_rows(0, 1, _stored(weight))
     rows = [num_outputs - 1, -1, *range(num_outputs), 0]
     expected = torch.cat((weight, torch.zeros(1, num_inputs))).to(packed).float()
     got = kernels.unpack_rows(matrix, rows)
@@ -264,9 +282,9 @@ def test_rows_packed_panel_by_panel_equal_rows_packed_at_once(kernels: Kernels, 
     width = kernels.library.panel_width
     weight = torch.randn(4 * width - 3, 21).to(dtype)
     once = kernels.pack(weight)
-    apart = PackedMatrix(kernels.pools[1], dtype, 4 * width, num_inputs=21)
+    apart = PackedMatrix(kernels.pools[1], _name(dtype), 4 * width, num_inputs=21)
     for panel, rows in enumerate(weight.split(width)):
-        assert apart.fill_rows(panel, 1, rows)
+        assert apart.fill_rows(panel, 1, _stored(rows))
     every = [*range(4 * width)]
     assert torch.equal(kernels.unpack_rows(apart, every), kernels.unpack_rows(once, every))
 
@@ -279,20 +297,20 @@ def test_packing_reports_a_value_that_is_not_finite(
 ):
     weight = torch.ones(50, 270, dtype=source)
     weight[49, 269] = bad
-    matrix = PackedMatrix(kernels.pools[2], packed, 50, num_inputs=270)
-    assert not matrix.fill_rows(0, 1, weight)
+    matrix = PackedMatrix(kernels.pools[2], _name(packed), 50, num_inputs=270)
+    assert not matrix.fill_rows(0, 1, _stored(weight))
 
 
 def test_packing_reports_a_float32_beyond_bfloat16(kernels: Kernels):
-    matrix = PackedMatrix(kernels.pools[1], torch.bfloat16, 1, num_inputs=2)
-    assert not matrix.fill_rows(0, 1, torch.tensor([[1.0, torch.finfo(torch.float32).max]]))
+    matrix = PackedMatrix(kernels.pools[1], "bfloat16", 1, num_inputs=2)
+    assert not matrix.fill_rows(0, 1, np.array([[1.0, np.finfo(np.float32).max]], np.float32))
 
 
 def test_what_does_not_fit_a_matrix_is_refused(kernels: Kernels):
     width = kernels.library.panel_width
-    matrix = PackedMatrix(kernels.pools[1], torch.float32, width, num_inputs=8)
+    matrix = PackedMatrix(kernels.pools[1], "float32", width, num_inputs=8)
     for first_panel, shape in ((0, (width + 1, 8)), (1, (1, 8)), (-1, (1, 8)), (0, (1, 9))):
         with pytest.raises(ValueError, match="does not fit"):
-            matrix.fill_rows(first_panel, 1, torch.zeros(shape))
+            matrix.fill_rows(first_panel, 1, np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="bias must be float32"):
-        PackedMatrix(kernels.pools[1], torch.float32, 5, num_inputs=8, bias=torch.zeros(5))
+        PackedMatrix(kernels.pools[1], "float32", 5, num_inputs=8, bias=np.zeros(5, np.float32))

@@ -18,8 +18,8 @@ from serve.kernels.packed import PackedMatrix
 def _product(pool: Pool) -> Callable[[], torch.Tensor]:
     """A product of dozens of tasks, to be asked for again and again."""
     weight = torch.randn(10 * pool.library.panel_width, 64, generator=torch.Generator())
-    matrix = PackedMatrix(pool, torch.float32, weight.shape[0], num_inputs=64)
-    assert matrix.fill_rows(0, 1, weight)
+    matrix = PackedMatrix(pool, "float32", weight.shape[0], num_inputs=64)
+    assert matrix.fill_rows(0, 1, weight.numpy())
     rows = torch.arange(weight.shape[0]).repeat(2)
 
     def unpack() -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
 from serve.config import Kernels
+from serve.kernels.dtypes import DtypeName
 from serve.model.tensor_parallel import Collectives
 from serve.testing.loaded_model import LoadedModel
 from serve.testing.ranks import run_ranks
@@ -57,7 +58,7 @@ def _logits(
     *,
     kernels: Kernels,
     chunks: Sequence[int],
-    dtype: torch.dtype = torch.float32,
+    dtype: DtypeName = "float32",
 ) -> np.ndarray | None:
     """Logits of every position, the tokens fed in chunks that end at `chunks`."""
     model = LoadedModel(path, collectives, kernels=kernels, dtype=dtype)
@@ -126,11 +127,11 @@ def test_yarn_changes_the_logits(checkpoint: Callable[..., Path]):
 def test_bfloat16_storage_stays_close_to_float32(
     checkpoint: Callable[..., Path], kernels_of: Callable[[str], Kernels], wanted: str, size: int
 ):
-    path = checkpoint(**HEADS_14_2 | HEAD_32, dtype=torch.bfloat16)
+    path = checkpoint(**HEADS_14_2 | HEAD_32, dtype="bfloat16")
     kernels, token_ids = kernels_of(wanted), list(range(100))
 
     def run(rank: Collectives) -> np.ndarray | None:
-        return _logits(path, rank, token_ids, kernels=kernels, chunks=[100], dtype=torch.bfloat16)
+        return _logits(path, rank, token_ids, kernels=kernels, chunks=[100], dtype="bfloat16")
 
     found = run_ranks(size, run)[0]
     # only the KV cache is rounded beyond what the checkpoint itself is

@@ -24,11 +24,11 @@ NATIVE_14_2 = {"num_heads": 14, "num_kv_heads": 2, "head_dim": 32}
 NATIVE_3_1 = {"num_heads": 3, "num_kv_heads": 1, "head_dim": 64, "ffn": 104}
 
 CASES = {
-    "14/2-bfloat16": ("torch", {"num_heads": 14, "num_kv_heads": 2}, torch.bfloat16),
-    "3/1-float32": ("torch", {"num_heads": 3, "num_kv_heads": 1}, torch.float32),
-    "native-14/2-float32": ("native", NATIVE_14_2, torch.float32),
-    "native-14/2-bfloat16": ("native", NATIVE_14_2, torch.bfloat16),
-    "native-3/1-bfloat16": ("native", NATIVE_3_1, torch.bfloat16),
+    "14/2-bfloat16": ("torch", {"num_heads": 14, "num_kv_heads": 2}, "bfloat16"),
+    "3/1-float32": ("torch", {"num_heads": 3, "num_kv_heads": 1}, "float32"),
+    "native-14/2-float32": ("native", NATIVE_14_2, "float32"),
+    "native-14/2-bfloat16": ("native", NATIVE_14_2, "bfloat16"),
+    "native-3/1-bfloat16": ("native", NATIVE_3_1, "bfloat16"),
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -17,16 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import serve.demo
 from serve.checkpoint import Checkpoint, FileState, TensorLocation, inspect_checkpoint
 from serve.checkpoint.folder import ModelFolder
 from serve.checkpoint.header import read_header
 from serve.errors import CheckpointError
+from serve.kernels.dtypes import Stored
 from serve.model.qwen2 import Qwen2Model
+from serve.model.tensor_destination import TensorDestination
 from serve.model.tensor_parallel import Collectives
-from serve.model.weights import PIECE_ROWS, Cut, TensorDestination, load, whole
+from serve.model.weights import PIECE_ROWS, Cut, VectorDestination, load, whole
 from serve.testing.ranks import run_ranks
 
 OPTIONS = {"num_heads": 28, "num_kv_heads": 4, "ffn": 128, "is_tied": False, "vocab_size": 256}
@@ -118,7 +120,7 @@ class _Watched:
         self.rows: list[tuple[int, int]] = []
         self._at = at
 
-    def fill(self, source: Tensor, first_row: int) -> bool:
+    def fill(self, source: Stored, first_row: int) -> bool:
         self.rows.append((first_row, len(source)))
         self._at(first_row)
         return True
@@ -223,12 +225,16 @@ def test_any_cut_is_what_safetensors_own_reader_gives(
     with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
         expected = file.get_slice("tensor")[tuple(slice(*limits) for limits in ranges)]
     assert torch.equal(into, expected.float())
+    if len(shape) == 1:
+        vector = np.empty(len(into), np.float32)
+        load(found, [Cut("tensor", ranges, VectorDestination(vector))])
+        assert torch.equal(torch.from_numpy(vector), into)
 
 
 def test_float16_and_bfloat16_checkpoints_are_widened_exactly(
     checkpoint: Callable[..., Path], tmp_path: Path
 ):
-    path = checkpoint(dtype=torch.float16)
+    path = checkpoint(dtype="float16")
     into = torch.empty(64)
     load(inspect_checkpoint(path), [whole("model.norm.weight", TensorDestination(into))])
     stored = load_file(path / "model.safetensors")["model.norm.weight"]
