@@ -46,19 +46,36 @@ def test_port_that_is_taken_or_promised_is_not_found() -> None:
     with socket.create_server(("127.0.0.1", taken)):
         rest = find_free_ports(5_000, besides={24_000})
         assert not {taken, 24_000} & set(rest)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The ports that are not free, for a test to fill: nothing else on the machine counts."""
+    ports: set[int] = set()
+    monkeypatch.setattr("cluster.local.ports.is_port_free", lambda port: port not in ports)
+    return ports
+
+
+def test_block_has_no_port_that_is_taken_or_promised(taken: set[int]) -> None:
     block = find_free_block(100)
     others = {port for port in range(20_000, 24_000) if not block <= port < block + 100}
     assert find_free_block(100, besides=others) == block
+    taken |= others
+    assert find_free_block(100) == block
+    taken.add(block + 99)
+    with pytest.raises(OSError, match="no 100 neighbouring free ports from 20000 to 23999"):
+        find_free_block(100)
 
 
-def test_block_of_ports_ends_where_the_blocks_end() -> None:
-    assert find_free_block(3_000, besides={23_000}) == 20_000
+def test_block_ends_below_where_the_blocks_end(taken: set[int]) -> None:
+    taken |= {20_999}
+    assert find_free_block(1_500) == 21_500
     with pytest.raises(OSError, match="no 3000 neighbouring free ports"):
-        find_free_block(3_000, besides={22_999})
+        find_free_block(3_000)
+    with pytest.raises(OSError, match="no 5000 neighbouring free ports"):
+        find_free_block(5_000)
 
 
 def test_more_ports_than_there_are_is_told() -> None:
     with pytest.raises(OSError, match="no 10000 free ports from 24000 to 29999"):
         find_free_ports(10_000)
-    with pytest.raises(OSError, match="no 5000 neighbouring free ports from 20000 to 23999"):
-        find_free_block(5_000)
