@@ -29,7 +29,7 @@ def over_sockets(
 
 
 def connected_ranks(
-    size: int, *, timeout_s: float = 20.0, make: MakeCollectives = over_sockets
+    size: int, *, timeout_s: float = 60.0, make: MakeCollectives = over_sockets
 ) -> list[Collectives]:
     """The collectives of every rank of a group of `size`, over socket pairs.
 

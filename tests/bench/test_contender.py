@@ -58,7 +58,7 @@ def test_all_processes_of_an_engine_are_frozen_between_orders(contender: Contend
             os.sched_yield()
     finally:
         contender.close()
-    _, alive = psutil.wait_procs([busy], timeout=10)
+    _, alive = psutil.wait_procs([busy], timeout=60)
     assert not alive
 
 
@@ -69,7 +69,7 @@ def test_end_of_an_engine_is_an_error_with_its_last_words_and_nothing_runs_on(
     try:
         with pytest.raises(ContenderError, match="a prompt is missing"):
             contender.ask([], 1)
-        _, alive = psutil.wait_procs([busy], timeout=10)
+        _, alive = psutil.wait_procs([busy], timeout=60)
         assert not alive
     finally:
         contender.close()

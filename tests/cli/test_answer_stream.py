@@ -37,7 +37,7 @@ def serve() -> Iterator[Serve]:
 
     yield start
     for server, thread in servers:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         server.server_close()
 
 

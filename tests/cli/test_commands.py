@@ -129,7 +129,7 @@ def test_down_of_a_dead_run_ends_what_it_recorded_and_removes_it(run: RunFolder)
         run.update(owner=dead, processes=(recorded, ProcessId(os.getpid(), 1.0)))
         result = shoal("down", "--name", run.state.name)
         assert (result.returncode, result.stderr) == (0, "")
-        assert sleeper.wait(timeout=10) == -signal.SIGTERM
+        assert sleeper.wait(timeout=60) == -signal.SIGTERM
         assert not run.path.exists()
     finally:
         sleeper.kill()
@@ -192,8 +192,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(run: RunFolder, api: Threading
     while seen.count(b"again") < 3:
         seen += process.stdout.read1(100)
     process.send_signal(signal.SIGINT)
-    assert api.has_lost_client.wait(timeout=20)  # type: ignore[attr-defined]
-    rest, _ = process.communicate(b"hello\n", timeout=30)
+    assert api.has_lost_client.wait(timeout=60)  # type: ignore[attr-defined]
+    rest, _ = process.communicate(b"hello\n", timeout=60)
     assert process.returncode == 0
     assert b"(stopped)" in rest
     assert "你好 3".encode() in rest

@@ -49,14 +49,14 @@ def test_a_rank_killed_in_the_midst_of_collectives_hangs_nobody(ranks):
     assert answers == ["rank 1 is gone: its socket ended"] * 2
 
 
-@pytest.mark.parametrize("ranks", [{"size": 2, "timeout_s": 0.5}], indirect=True)
+@pytest.mark.parametrize("ranks", [{"size": 2, "timeout_s": 2.0}], indirect=True)
 def test_a_stopped_rank_runs_into_the_time_out(ranks):
     ranks[1].signal(signal.SIGSTOP)
     ranks[0].all_reduce(np.ones(896, np.float32))
-    assert ranks[0].answer() == "rank 1 was silent for 0.5 s"
+    assert ranks[0].answer() == "rank 1 was silent for 2 s"
 
 
-@pytest.mark.parametrize("ranks", [{"size": 3, "silence_s": 1.0}], indirect=True)
+@pytest.mark.parametrize("ranks", [{"size": 3, "silence_s": 2.0}], indirect=True)
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_rank_frozen_after_the_start_is_named_at_the_limit_by_all(ranks, victim):
     _sum_once(ranks)
@@ -64,11 +64,11 @@ def test_a_rank_frozen_after_the_start_is_named_at_the_limit_by_all(ranks, victi
     rest = [rank for rank in ranks if rank is not ranks[victim]]
     for rank in rest:
         rank.all_reduce(np.ones(896, np.float32))
-    assert [rank.answer() for rank in rest] == [f"rank {victim} was silent for 1 s"] * 2
+    assert [rank.answer() for rank in rest] == [f"rank {victim} was silent for 2 s"] * 2
 
 
 @pytest.mark.parametrize(
-    "ranks", [{"size": 3, "silence_s": 1.0, "make": over_sockets}], indirect=True
+    "ranks", [{"size": 3, "silence_s": 3.0, "make": over_sockets}], indirect=True
 )
 def test_over_sockets_rank_0_names_the_frozen_rank_and_ends_the_others(ranks):
     _sum_once(ranks)
@@ -76,17 +76,17 @@ def test_over_sockets_rank_0_names_the_frozen_rank_and_ends_the_others(ranks):
     for rank in ranks[:2]:
         rank.all_reduce(np.ones(896, np.float32))
     answers = [rank.answer() for rank in ranks[:2]]
-    assert answers == ["rank 2 was silent for 1 s", "rank 0 is gone: its socket ended"]
+    assert answers == ["rank 2 was silent for 3 s", "rank 0 is gone: its socket ended"]
 
 
 @pytest.mark.parametrize(
-    "ranks", [{"size": 2, "silence_s": 0.5, "make": over_sockets}], indirect=True
+    "ranks", [{"size": 2, "silence_s": 2.0, "make": over_sockets}], indirect=True
 )
 def test_over_sockets_a_frozen_rank_0_is_noticed_too(ranks):
     _sum_once(ranks)
     ranks[0].signal(signal.SIGSTOP)
     ranks[1].all_reduce(np.ones(896, np.float32))
-    assert ranks[1].answer() == "rank 0 was silent for 0.5 s"
+    assert ranks[1].answer() == "rank 0 was silent for 2 s"
 
 
 @pytest.mark.parametrize("ranks", [{"size": 4, "cores": 1}], indirect=True)

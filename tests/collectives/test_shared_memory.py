@@ -197,7 +197,7 @@ def test_a_rank_that_leaves_wakes_those_that_sleep():
         _see_asleep(thread)
     ranks[2].close()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
     assert errors == ["rank 2 is gone: its socket ended"] * 2
     for rank in ranks:
@@ -283,8 +283,8 @@ def test_ranks_on_a_network_meet_over_sockets(caplog):
         far = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
     with ThreadPoolExecutor(1) as threads:
-        other = threads.submit(make_collectives, 1, 2, [far], 20)
-        root = make_collectives(0, 2, [near], 20)
+        other = threads.submit(make_collectives, 1, 2, [far], 60)
+        root = make_collectives(0, 2, [near], 60)
         sums = threads.submit(other.result().all_reduce, torch.ones(2))
         assert torch.equal(root.all_reduce(torch.ones(2)), sums.result())
     assert "rank 1 is connected over the network" in caplog.text
@@ -303,7 +303,7 @@ def test_one_rank_without_the_memory_sends_all_to_sockets(answer, reason, caplog
     caplog.set_level(logging.INFO, "shoal.shard")
     near, far = socket.socketpair()
     with far, ThreadPoolExecutor(1) as threads:
-        root = threads.submit(make_collectives, 0, 2, [near], 20)
+        root = threads.submit(make_collectives, 0, 2, [near], 60)
         assert far.recv(256)[0] == 1
         far.sendall(answer.ljust(256, b"\0"))
         assert far.recv(256)[0] == 0
@@ -316,7 +316,7 @@ def test_a_rank_that_dies_during_the_handshake_is_an_error():
     near, far = socket.socketpair()
     far.close()
     with near, pytest.raises(CollectiveError, match="rank 1 is gone"):
-        make_collectives(0, 2, [near], 20)
+        make_collectives(0, 2, [near], 60)
 
 
 def test_closing_twice_and_from_another_thread_is_fine():
@@ -324,7 +324,7 @@ def test_closing_twice_and_from_another_thread_is_fine():
     assert {type(rank) for rank in ranks} == {SharedMemoryCollectives}
     thread = threading.Thread(target=ranks[0].close)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     for rank in [*ranks, *ranks]:
         rank.close()
     assert ctypes.sizeof(ranks[0].native()) == 32

@@ -114,7 +114,7 @@ def test_hubs_own_download_begins_anew_when_its_process_was_killed(
     wait_for(lambda: bool(hub.ranges(WEIGHTS)))
     wait_for(lambda: any(name.endswith(".incomplete") for name in cache.files()))
     process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    process.wait(100)
     hub.gate.set()
     hub.gate = None
     huggingface_hub.snapshot_download(

@@ -36,15 +36,25 @@ def _product(pool: Pool) -> Callable[[], torch.Tensor]:
     return unpack
 
 
-def _num_threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
+def _threads() -> set[str]:
+    return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
-def _wait_for_num_threads(expected: int) -> None:
+def _new_threads(before: set[str], num_expected: int) -> set[str]:
+    """So many threads that were not there before, once they are there."""
+    _wait_until(lambda: len(_threads() - before) == num_expected, f"{num_expected} new threads")
+    return _threads() - before
+
+
+def _wait_until_gone(threads: set[str]) -> None:
     """A thread that was joined is listed for a moment more."""
-    deadline_s = time.monotonic() + 10
-    while _num_threads() != expected:
-        assert time.monotonic() < deadline_s, f"{_num_threads()} threads, expected {expected}"
+    _wait_until(lambda: not threads & _threads(), "end of threads")
+
+
+def _wait_until(is_true: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline_s, f"no {what} in time"
         time.sleep(0.001)
 
 
@@ -82,36 +92,34 @@ def test_idle_threads_sleep_and_wake_again(library: NativeLibrary):
     pool = library.pool(4)
     product = _product(pool)
     expected = product()
-    _wait_until_asleep()
+    _wait_until(_are_others_asleep, "sleep of the threads")
     assert torch.equal(product(), expected)
     pool.close()
 
 
-def _wait_until_asleep() -> None:
-    """Until no thread of this process but this one runs."""
-    deadline = time.monotonic() + 30
-    own = str(threading.get_native_id())
-    while time.monotonic() < deadline:
-        states = [
-            (task / "stat").read_text().rpartition(")")[2].split()[0]
-            for task in Path("/proc/self/task").iterdir()
-            if task.name != own
-        ]
-        if "R" not in states:
-            return
-    raise AssertionError("threads still run after 30 s")
+def _are_others_asleep() -> bool:
+    """Whether no thread of this process but this one runs."""
+    return "R" not in map(_state, _threads() - {str(threading.get_native_id())})
+
+
+def _state(thread: str) -> str:
+    try:
+        stat = Path("/proc/self/task", thread, "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # one of an earlier test's has just ended
+        return "gone"
+    return stat.rpartition(")")[2].split()[0]
 
 
 def test_threads_end_with_the_pool(library: NativeLibrary):
-    before = _num_threads()
+    before = _threads()
     pool = library.pool(6)
-    _wait_for_num_threads(before + 5)
+    made = _new_threads(before, 5)
     pool.close()
-    _wait_for_num_threads(before)
+    _wait_until_gone(made)
     kept = library.pool(3)
-    _wait_for_num_threads(before + 2)
+    made = _new_threads(before, 2)
     del kept
-    _wait_for_num_threads(before)
+    _wait_until_gone(made)
 
 
 def test_a_pool_has_at_least_one_thread(library: NativeLibrary):

@@ -146,14 +146,20 @@ def test_a_host_that_is_not_this_machine_s_is_refused(host: str, message: str) -
     assert not default_path().exists()  # no key is made for a start that cannot be
 
 
-def test_a_taken_port_is_seen_on_every_kind_of_host() -> None:
+def test_a_taken_port_is_seen_on_loopback_and_everywhere() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert listening_error("127.0.0.1", port) is not None
         assert listening_error("0.0.0.0", port) is not None
-        assert listening_error("localhost", port) is not None
     (free,) = find_free_ports(1)
     assert listening_error("0.0.0.0", free) is None
+
+
+def test_a_taken_port_of_a_name_is_seen() -> None:
+    """At the first of its addresses: 127.0.0.1 or ::1, as the machine has it."""
+    family, *_, address = socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)[0]
+    with socket.create_server(address[:2], family=family) as server:
+        assert listening_error("localhost", server.getsockname()[1]) is not None
 
 
 def test_a_wildcard_is_reached_over_loopback_and_shown_by_its_addresses() -> None:
@@ -195,6 +201,7 @@ class _Locked(BaseHTTPRequestHandler):
     """Answers 401 to all but one key, like the server behind keys."""
 
     def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
         is_granted = self.headers.get("Authorization") == "Bearer sk-right"
         self.send_response(200 if is_granted else 401)
         self.end_headers()

@@ -86,6 +86,6 @@ def test_programs_end_with_a_killed_test_run(tmp_path: Path) -> None:
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()
 
-    _, alive = psutil.wait_procs([program], timeout=10)
+    _, alive = psutil.wait_procs([program], timeout=60)
     # Where nobody collects orphans, what is left of it is its status.
     assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)

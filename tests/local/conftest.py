@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -109,10 +110,11 @@ class Machine:
         killed: set[int] = set()
 
         def are_killed() -> bool:
-            for process in self.processes():
-                if process.name() == "raylet" and process.pid not in killed:
-                    process.kill()
-                    killed.add(process.pid)
+            found = _raylets(self.processes())
+            for pid in found.keys() - killed:
+                if found[pid] not in found:  # not the start of a worker, a copy for a moment
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
             return len(killed) == num_raylets
 
         command.wait_until(are_killed, what=f"{num_raylets} raylets")
@@ -126,7 +128,7 @@ class Machine:
         return self.seen_ports
 
     def assert_nothing_left(self) -> None:
-        assert [process.cmdline() for process in self.processes()] == []
+        assert [_told(process) for process in self.processes()] == []
         assert self.seen_ports & _listening_ports() == set()
         assert sorted(path.name for path in self.home.rglob("*")) == []
         assert sorted(path.name for path in self.temp.rglob("*")) == []
@@ -140,6 +142,22 @@ class Machine:
         ]
         of_others = {Path(path).name for path in shared_memory_of(everybody)}
         return set(os.listdir("/dev/shm")) - self.shared_memory - of_others
+
+
+def _told(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return [f"process {process.pid}, which has just ended"]
+
+
+def _raylets(processes: list[psutil.Process]) -> dict[int, int]:
+    """The parents of raylets that live, by process id."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = process.ppid()
+    return found
 
 
 def _listening_ports() -> set[int]:

@@ -53,7 +53,8 @@ def test_name_that_makes_no_short_path_is_refused(name: str, tmp_path: Path) -> 
 
 def test_folder_of_runs_that_others_can_read_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    root.mkdir(mode=0o755)
+    root.mkdir()
+    root.chmod(0o755)
     with pytest.raises(UsageError, match="nobody else may read"):
         create_run("one", root=root)
 

@@ -32,13 +32,10 @@ def test_free_port_is_not_taken() -> None:
     assert port_taken("127.0.0.1", port) is None
 
 
-def test_free_ports_differ_and_are_not_those_that_the_system_hands_out() -> None:
+def test_free_ports_differ_and_are_not_those_that_linux_hands_out() -> None:
     ports = find_free_ports(500)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        lowest = min(one.getsockname()[1], 32_768)
     assert len(set(ports)) == 500
-    assert max(ports) < lowest
+    assert max(ports) < 32_768
 
 
 def test_port_that_is_taken_or_promised_is_not_found() -> None:
