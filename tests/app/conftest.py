@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ from cluster.local.ports import find_free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 240.0
+# How long one answer may take: only there to end a test that would hang.
+ANSWER_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class Running:
         answer = httpx.get(
             f"http://127.0.0.1:{self.state()['dashboard_port']}{path}",
             headers={"Authorization": f"Bearer {token}"},
-            timeout=30,
+            timeout=ANSWER_TIMEOUT_S,
         )
         answer.raise_for_status()
         return answer.json()
 
     def actors(self) -> dict[str, int]:
         """Process ids of living actors by name."""
-        found = self.dashboard("/api/v0/actors?limit=1000&detail=true&timeout=30")
+        found = self.dashboard("/api/v0/actors?limit=1000&detail=true&timeout=60")
         rows = found["data"]["result"]["result"]
         return {row["name"]: row["pid"] for row in rows if row["state"] == "ALIVE" and row["name"]}
 
@@ -69,33 +71,42 @@ class Running:
             if name.startswith(f"{model}/") and f"/rank{rank}" in name
         )
 
+    def replica(self, model: str) -> int:
+        """Process id of a model's one replica."""
+        return self.actors()[self.serve_actor("Replica", f"model-{model}")]
+
     def serve_actor(self, deployment: str, application: str) -> str:
         """Name of the one actor of a Serve deployment."""
         return next(name for name in self.actors() if f"{application}#{deployment}#" in name)
 
     def metric(self, name: str, model: str) -> float:
-        """A model's value of a metric, summed over replicas."""
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
-        return sum(
-            float(line.rpartition(" ")[2])
-            for line in text.splitlines()
-            if line.startswith(f"{name}{{") and f'model_name="{model}"' in line
-        )
+        """A model's value of a metric, summed over replicas; asked again of one that was late."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            text = httpx.get(f"{self.url}/metrics", timeout=ANSWER_TIMEOUT_S).text
+            found = [
+                float(line.rpartition(" ")[2])
+                for line in text.splitlines()
+                if line.startswith(f"{name}{{") and f'model_name="{model}"' in line
+            ]
+            if found:
+                return sum(found)
+            assert time.monotonic() < deadline, f"no {name} of {model}:\n{text}"
 
-    def wait_answer(self, model: str, *, timeout_s: float) -> float:
+    def wait_answer(self, model: str) -> float:
         """Seconds until a completion of `model` is answered; refusals meanwhile are fine."""
         began = time.monotonic()
         while True:
             answer = httpx.post(
                 f"{self.url}/v1/completions",
                 json={"model": model, "prompt": "Hello", "max_tokens": 2},
-                timeout=timeout_s,
+                timeout=ANSWER_TIMEOUT_S,
             )
             elapsed = time.monotonic() - began
             if answer.status_code == 200:
                 return elapsed
             assert answer.status_code in (429, 503), answer.text
-            assert elapsed < timeout_s, answer.text
+            assert elapsed < ANSWER_TIMEOUT_S, answer.text
 
 
 def _write_config(folder: Path, port: int) -> Path:
@@ -125,7 +136,7 @@ models:
 def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A Shoal with three models, ended after the last test."""
     folder = tmp_path_factory.mktemp("app")
-    port, name = find_free_ports(1)[0], f"t{os.getpid()}"
+    port, name = find_free_ports(1)[0], f"t{uuid.uuid4().hex[:8]}"
     command = [sys.executable, "-m", "cluster"]
     config = _write_config(folder, port)
     up = subprocess.run(

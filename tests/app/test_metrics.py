@@ -14,15 +14,15 @@ import yaml
 
 from serve.metrics import READINGS
 
-from .conftest import REPOSITORY, Running, kill
+from .conftest import ANSWER_TIMEOUT_S, REPOSITORY, Running, kill
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 FILES = REPOSITORY / "helm" / "shoal" / "files"
 BODY = {"model": "random", "prompt": [40, 41], "max_tokens": 9, "ignore_eos": True}
 REBUILDS = "ray_shoal_replica_rebuilds_total"
 # Ray's processes hand their metrics on every 10 s.
-SEEN_WITHIN_S = 60.0
+SEEN_WITHIN_S = 120.0
 # Labels that the chart's PodMonitor adds to what it scrapes.
 ADDED_LABELS = {"namespace", "release"}
 
@@ -45,7 +45,9 @@ class Scrape:
         self.samples = [
             sample
             for target in targets
-            for line in httpx.get(f"http://{target}/metrics", timeout=30).text.splitlines()
+            for line in httpx.get(
+                f"http://{target}/metrics", timeout=ANSWER_TIMEOUT_S
+            ).text.splitlines()
             if (sample := _sample(line)) is not None
         ]
 
@@ -83,8 +85,8 @@ def _wait_for(shoal: Running, condition: Callable[[Scrape], bool]) -> Scrape:
 @pytest.fixture(scope="module")
 def scrapes(shoal: Running) -> tuple[Scrape, Scrape]:
     """Before and after: one answer of 9 tokens by `random`, one shard of `paced` lost."""
-    shoal.wait_answer("random", timeout_s=60)
-    shoal.wait_answer("paced", timeout_s=60)
+    shoal.wait_answer("random")
+    shoal.wait_answer("paced")
     tokens = "vllm:generation_tokens_total"
     settled = shoal.metric(tokens, "random")
     # What earlier tests broke is made anew by now, but perhaps not told on Ray's ports.
@@ -96,10 +98,10 @@ def scrapes(shoal: Running) -> tuple[Scrape, Scrape]:
         return has_tokens and (rebuilt in told.values() or not rebuilt)
 
     before = _wait_for(shoal, is_settled)
-    answer = httpx.post(f"{shoal.url}/v1/completions", json=BODY, timeout=120)
+    answer = httpx.post(f"{shoal.url}/v1/completions", json=BODY, timeout=ANSWER_TIMEOUT_S)
     assert answer.status_code == 200, answer.text
     kill(shoal.shard("paced", 1))
-    shoal.wait_answer("paced", timeout_s=60)
+    shoal.wait_answer("paced")
 
     def is_told(scrape: Scrape) -> bool:
         has_tokens = scrape.total(f"ray_{tokens.replace(':', '_')}", model_name="random") > settled
@@ -107,7 +109,8 @@ def scrapes(shoal: Running) -> tuple[Scrape, Scrape]:
             REBUILDS, model_name="paced"
         )
         is_ready = scrape.total("ray_shoal_replica_ready", model_name="paced") == 1
-        return has_tokens and has_rebuild and is_ready
+        is_idle = scrape.total("ray_vllm_num_requests_running") == 0
+        return has_tokens and has_rebuild and is_ready and is_idle
 
     return before, _wait_for(shoal, is_told)
 

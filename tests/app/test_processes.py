@@ -69,7 +69,7 @@ def test_logs_tell_what_each_shard_read_of_its_checkpoint(shoal: Running) -> Non
         [sys.executable, "-m", "cluster", "logs", "--name", shoal.name, "-n", "1000"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         cwd=REPOSITORY,
         check=True,
     )
