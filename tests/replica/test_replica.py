@@ -136,7 +136,7 @@ async def _until(condition: Callable[[], object]) -> None:
 def _run(test: Callable[[_World], Awaitable[None]], *, is_started: bool = True) -> None:
     async def main() -> None:
         world = _World()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             if is_started:
                 await world.replica.start()
             await test(world)

@@ -80,7 +80,7 @@ def test_waiting_ends_when_another_thread_lists_a_replica() -> None:
         await asyncio.sleep(0)
         thread = threading.Thread(target=replicas.set_replicas, args=(frozenset({"a"}),))
         thread.start()
-        await asyncio.wait_for(waiter, 5)
+        await asyncio.wait_for(waiter, 60)
         thread.join()
         return replicas.ready_ids
 

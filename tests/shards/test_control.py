@@ -14,6 +14,6 @@ def test_an_exception_on_the_io_loop_is_not_only_logged() -> None:
     thread = threading.Thread(target=link.loop.run_forever)
     thread.start()
     link.call({}.__getitem__, "lost tokens")
-    thread.join(10)
+    thread.join(60)
     link.loop.close()
     assert [type(exc) for exc in broken] == [KeyError]

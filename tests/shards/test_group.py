@@ -30,6 +30,8 @@ from serve.shards.group import ShardGroup
 from serve.shards.spec import SILENCE_S, ShardSpec
 from serve.testing.checkpoints import add_demo_tokenizer, make_checkpoint
 
+pytestmark = pytest.mark.timeout(300)
+
 _MAIN = """
 import pickle, sys
 from serve.shards.actor import Shard
@@ -144,13 +146,13 @@ def _run(
         world = _World(folder, model, size, silence_s)
         await world.sockets.start()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(250):
                 await test(world)
         finally:
             world.group.stop()
             world.sockets.stop()
             for process in world.processes:
-                process.process.wait(10)
+                process.process.wait(60)
             await asyncio.sleep(0)
 
     asyncio.run(main())
@@ -170,7 +172,7 @@ async def _until(condition: Callable[[], object]) -> None:
 
 def test_two_shards_of_a_real_model_answer_and_say_so_once(tmp_path: Path) -> None:
     async def test(world: _World) -> None:
-        await world.group.start(timeout_s=50)
+        await world.group.start(timeout_s=200)
         stream_id, stream = world.add(max_tokens=12)
         assert len(await _read(stream)) == 12
         await _until(lambda: any(isinstance(m, Summary) for m in world.messages))
@@ -191,7 +193,7 @@ def test_two_shards_of_a_real_model_answer_and_say_so_once(tmp_path: Path) -> No
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_loss_of_any_rank_ends_the_stream_and_the_group_once(tmp_path: Path, rank: int) -> None:
     async def test(world: _World) -> None:
-        await world.group.start(timeout_s=50)
+        await world.group.start(timeout_s=200)
         _, stream = world.add(max_tokens=500)
         await stream.next()
         world.processes[rank].process.kill()
@@ -200,7 +202,7 @@ def test_the_loss_of_any_rank_ends_the_stream_and_the_group_once(tmp_path: Path,
         with pytest.raises(ShoalError):
             await _read(stream)
         for process in world.processes:
-            await asyncio.to_thread(process.process.wait, 10)
+            await asyncio.to_thread(process.process.wait, 60)
         assert len(world.lost) == 1
 
     _run(tmp_path, _model(tmp_path, step_ms=5), 2, test)
@@ -213,15 +215,15 @@ def test_a_shard_frozen_while_nobody_asks_is_lost_at_the_limit_and_ended(
     monkeypatch.setattr(_Process, "kill", lambda _: None)  # Ray asks, which it does not hear
 
     async def test(world: _World) -> None:
-        await world.group.start(timeout_s=50)
+        await world.group.start(timeout_s=200)
         world.processes[rank].process.send_signal(signal.SIGSTOP)
         await _until(lambda: world.lost)
         world.group.stop()
-        ends = [await asyncio.to_thread(p.process.wait, 10) for p in world.processes]
+        ends = [await asyncio.to_thread(p.process.wait, 60) for p in world.processes]
         assert (ends[rank], ends[1 - rank]) == (-signal.SIGKILL, 0)
-        assert [error.message for error in world.lost] == [f"shard {rank} was silent for 2 s"]
+        assert [error.message for error in world.lost] == [f"shard {rank} was silent for 4 s"]
 
-    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test, silence_s=2.0)
+    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test, silence_s=4.0)
 
 
 def test_a_pause_of_the_replica_itself_is_no_silence_of_its_shards(
@@ -234,28 +236,28 @@ def test_a_pause_of_the_replica_itself_is_no_silence_of_its_shards(
         loop = asyncio.get_running_loop()
         clock = loop.time
         monkeypatch.setattr(loop, "time", lambda: clock() + paused_s)
-        await world.group.start(timeout_s=50)
+        await world.group.start(timeout_s=200)
         world.processes[1].process.send_signal(signal.SIGSTOP)
-        paused_s = 20.0  # ten times as long as a shard may be silent
+        paused_s = 20.0  # five times as long as a shard may be silent
         resumed_s = loop.time()
         await _until(lambda: loop.time() > resumed_s + 1.0)
         assert world.lost == []
         await _until(lambda: world.lost)
-        assert loop.time() > resumed_s + 2.0
+        assert loop.time() > resumed_s + 4.0
 
-    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test, silence_s=2.0)
+    _run(tmp_path, _model(tmp_path, step_ms=5), 2, test, silence_s=4.0)
 
 
 def test_shards_whose_replica_is_gone_end_their_streams_and_leave(tmp_path: Path) -> None:
     async def test(world: _World) -> None:
-        await world.group.start(timeout_s=50)
+        await world.group.start(timeout_s=200)
         _, stream = world.add(max_tokens=500)
         await stream.next()
         world.group.disconnect()
         with pytest.raises(ShoalError, match="gone"):
             await _read(stream)
         for process in world.processes:
-            assert await asyncio.to_thread(process.process.wait, 10) == 0
+            assert await asyncio.to_thread(process.process.wait, 60) == 0
 
     _run(tmp_path, _model(tmp_path, step_ms=5), 2, test)
 
@@ -267,6 +269,6 @@ def test_a_start_that_fails_gives_the_root_cause(tmp_path: Path) -> None:
 
     async def test(world: _World) -> None:
         with pytest.raises(ShoalError, match=r"model\.safetensors"):
-            await world.group.start(timeout_s=50)
+            await world.group.start(timeout_s=200)
 
     _run(tmp_path, _model(tmp_path, step_ms=None, path=path), 2, test)

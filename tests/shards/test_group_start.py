@@ -58,7 +58,7 @@ def test_the_loop_runs_while_ray_takes_its_time_to_make_an_actor(tmp_path: Path)
 
         def start(_: ShardSpec) -> _Shard:
             is_asked.set()
-            was_answered.append(may_answer.wait(5))
+            was_answered.append(may_answer.wait(60))
             return shard
 
         group = _group(tmp_path, start, 1)
@@ -102,7 +102,7 @@ def test_an_actor_that_ends_before_it_says_hello_ends_the_start_with_its_reason(
         shard.has_ended.set()
         group = _group(tmp_path, lambda _: shard, 1)
         with pytest.raises(ShoalError, match="shard 0: the actor cannot be placed"):
-            await group.start(timeout_s=5)
+            await group.start(timeout_s=60)
         group.stop()
 
     asyncio.run(main())

@@ -22,7 +22,7 @@ from serve.testing.checkpoints import add_demo_tokenizer, make_checkpoint
 from serve.testing.drive import generate_request, run
 from serve.transport.rendezvous import SECRET_BYTES
 
-SILENCE_S = 1.5
+SILENCE_S = 3.0
 
 _MAIN = """
 import pickle, sys
@@ -85,5 +85,5 @@ def test_an_idle_group_may_be_silent_and_a_rank_frozen_in_a_step_may_not(
 
     follower.send_signal(signal.SIGSTOP)
 
-    with pytest.raises(CollectiveError, match=r"rank 1 was silent for 1\.5 s"):
+    with pytest.raises(CollectiveError, match=r"rank 1 was silent for 3 s"):
         run(engine)

@@ -14,7 +14,7 @@ SECRET = b"s" * 32
 
 
 def _dial_in_thread(address: Address, rank: int, found: dict[int, list[socket.socket]]) -> None:
-    found[rank] = dial_root(str(address), rank=rank, num_channels=2, secret=SECRET, timeout_s=5)
+    found[rank] = dial_root(str(address), rank=rank, num_channels=2, secret=SECRET, timeout_s=60)
 
 
 def _listen(folder: Path) -> tuple[socket.socket, Address]:
@@ -29,7 +29,7 @@ def test_every_rank_gets_its_own_sockets_in_rank_order(tmp_path: Path) -> None:
     ]
     for thread in threads:
         thread.start()
-    channels = accept_ranks(listener, size=3, num_channels=2, secret=SECRET, timeout_s=5)
+    channels = accept_ranks(listener, size=3, num_channels=2, secret=SECRET, timeout_s=60)
     for thread in threads:
         thread.join()
     for channel in (0, 1):
@@ -50,9 +50,9 @@ def test_a_rank_that_does_not_come_is_named_and_no_socket_file_stays(tmp_path: P
 
 def test_a_caller_without_the_secret_is_sent_away(tmp_path: Path) -> None:
     listener, address = _listen(tmp_path)
-    (forged,) = dial_root(str(address), rank=1, num_channels=1, secret=b"x" * 32, timeout_s=5)
-    (honest,) = dial_root(str(address), rank=1, num_channels=1, secret=SECRET, timeout_s=5)
-    ((accepted,),) = accept_ranks(listener, size=2, num_channels=1, secret=SECRET, timeout_s=5)
+    (forged,) = dial_root(str(address), rank=1, num_channels=1, secret=b"x" * 32, timeout_s=60)
+    (honest,) = dial_root(str(address), rank=1, num_channels=1, secret=SECRET, timeout_s=60)
+    ((accepted,),) = accept_ranks(listener, size=2, num_channels=1, secret=SECRET, timeout_s=60)
     honest.sendall(b"!")
     assert accepted.recv(1) == b"!"
     assert forged.recv(1) == b""
@@ -62,4 +62,4 @@ def test_a_caller_without_the_secret_is_sent_away(tmp_path: Path) -> None:
 
 def test_a_root_that_is_gone_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(CollectiveError, match="rank 0 cannot be reached"):
-        dial_root(f"unix:{tmp_path}/g", rank=1, num_channels=1, secret=SECRET, timeout_s=5)
+        dial_root(f"unix:{tmp_path}/g", rank=1, num_channels=1, secret=SECRET, timeout_s=60)
