@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.drain import OPEN_REQUESTS, drain, num_open_requests
+from cluster.drain import OPEN_REQUESTS, drain, num_open_requests, read_metrics
 from cluster.trial import try_release
 
 METRICS = """\
@@ -48,6 +48,15 @@ def test_drain_takes_a_missed_answer_for_no_answer() -> None:
     texts = [METRICS, None, None, METRICS, "", None, "", ""]
     assert drain(lambda: texts.pop(0), lambda _: None) == "no request is open"
     assert texts == []
+
+
+def test_metrics_are_asked_for_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with api(key="") as url:
+        monkeypatch.setattr("cluster.drain.METRICS_URL", f"{url}/metrics")
+        assert read_metrics() is not None
 
 
 def test_metric_is_one_that_ray_serve_exports() -> None:
@@ -109,7 +118,7 @@ def api(*, key: str, is_ready: bool = True) -> Iterator[str]:
 )
 def test_trial_of_a_release(key: str, given: str, found: str) -> None:
     with api(key=key) as url:
-        assert found in try_release(url, seconds=5, key=given)
+        assert found in try_release(url, seconds=60, key=given)
 
 
 def test_trial_takes_garbage_for_not_ready() -> None:
@@ -130,6 +139,6 @@ def test_trial_takes_garbage_for_not_ready() -> None:
 
 def test_trial_fails_with_what_it_saw() -> None:
     with api(key="k") as url, pytest.raises(RuntimeError, match="no answer: 401"):
-        try_release(url, seconds=5, key="wrong")
+        try_release(url, seconds=60, key="wrong")
     with api(key="", is_ready=False) as url, pytest.raises(RuntimeError, match=r"not ready.* 503"):
         try_release(url, seconds=0, key="")
