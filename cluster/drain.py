@@ -24,7 +24,7 @@ _NUM_QUIET = 3
 _NUM_SILENT = 3
 _POLL_S = 5.0
 _TIMEOUT_S = 5.0
-# A proxy that the pod's environment names, say to download weights, does not lead to the pod itself.
+# A proxy that the pod is told of, say to download weights, does not lead to the pod itself.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
