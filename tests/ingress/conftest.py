@@ -70,14 +70,14 @@ class Api:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._started.wait(20)
+        assert self._started.wait(60)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.Client(base_url=self.url, timeout=20)
+        self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def stop(self) -> None:
         self.client.close()
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
 
     def reset(self) -> None:
         async def reset() -> None:
@@ -95,7 +95,7 @@ class Api:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run `work` on the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Call `function` on the server's loop."""
@@ -184,6 +184,8 @@ def browser() -> Iterator[Any]:
     if found is None:
         pytest.skip("needs Chromium")
     with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=found, args=CHROMIUM_ARGUMENTS)
+        made = playwright.chromium.launch(
+            executable_path=found, args=CHROMIUM_ARGUMENTS, timeout=100_000
+        )
         yield made
         made.close()

@@ -88,7 +88,7 @@ def locked(live_locked: Api) -> Api:
 
 
 def connect(api: Api) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", api.port), timeout=15)
+    return socket.create_connection(("127.0.0.1", api.port), timeout=60)
 
 
 def read_all(connection: socket.socket) -> Reply:

@@ -34,7 +34,7 @@ def page(locked: Api, browser: Any) -> Iterator[Any]:
     complaints: list[str] = []
     opened.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(60_000)
     opened.goto(locked.url)
     opened.wait_for_selector("#key-form:visible")
     yield opened

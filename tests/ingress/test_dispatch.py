@@ -171,13 +171,13 @@ async def _read(stream: TokenStream) -> list[int]:
 
 
 def _run(
-    folder: Path, test: Callable[[_World], Awaitable[None]], *, ready_timeout_s: float = 5.0
+    folder: Path, test: Callable[[_World], Awaitable[None]], *, ready_timeout_s: float = 60.0
 ) -> None:
     async def main() -> None:
         world = _World(folder, ready_timeout_s)
         await world.dispatcher.start()
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await test(world)
         finally:
             await world.stop()
@@ -292,12 +292,12 @@ def test_a_replica_that_stays_not_ready_is_a_503_after_the_time_limit(tmp_path: 
     async def test(world: _World) -> None:
         world.handle.script = lambda _: _answer(NOT_READY)
         world.handle.is_ready.clear()
-        with pytest.raises(NotReadyError, match=r"within 0\.05 s") as error:
+        with pytest.raises(NotReadyError, match=r"within 0\.3 s") as error:
             await world.submit()
         assert error.value.retry_after_s
         assert len(world.handle.requests) == 1
 
-    _run(tmp_path, test, ready_timeout_s=0.05)
+    _run(tmp_path, test, ready_timeout_s=0.3)
 
 
 def test_a_verdict_that_never_comes_is_a_503_after_the_time_limit(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_verdict_that_never_comes_is_a_503_after_the_time_limit(tmp_path: Path
         with pytest.raises(NotReadyError):
             await world.submit()
 
-    _run(tmp_path, test, ready_timeout_s=0.05)
+    _run(tmp_path, test, ready_timeout_s=0.3)
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_the_loss_of_a_connection_skips_the_replica_until_it_is_ready_again(
 def test_stats_leave_out_replicas_that_fail_are_too_slow_or_not_the_one_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.ingress.dispatch.STATS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("serve.ingress.dispatch.STATS_TIMEOUT_S", 0.5)
 
     async def test(world: _World) -> None:
         world.table.set_replicas(frozenset())

@@ -18,7 +18,7 @@ def page(api: Any, browser: Any) -> Iterator[Any]:
     complaints: list[str] = []
     opened.on("console", lambda message: complaints.append(message.text))
     opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(60_000)
     opened.goto(api.url)
     opened.wait_for_selector("#model:enabled")
     yield opened
@@ -55,7 +55,7 @@ def test_the_conversation_goes_on(api: Any, page: Any) -> None:
 @pytest.mark.parametrize("how", ["#stop", "Escape"])
 def test_stop_ends_the_answer_and_aborts_the_request(api: Any, page: Any, how: str) -> None:
     api.say("word " * 150)
-    api.dispatcher.step_s = 0.02
+    api.dispatcher.step_s = 0.1
     ask(page, "Talk at length")
     page.wait_for_selector(".assistant .text:has-text('word word')")
     if how == "Escape":

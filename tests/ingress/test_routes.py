@@ -196,7 +196,7 @@ pages = int(Path("/proc/self/statm").read_text().split()[1]) if sys.platform == 
 print(pages * 4096)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True
     )
     forbidden, num_bytes = done.stdout.splitlines()
     assert forbidden == "[]"
