@@ -18,7 +18,11 @@ from .tools import find_tool
 
 _STAGES = Path(__file__).with_name("stages.yaml")
 _GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
-_PLACED_S = 60.0
+_PLACED_S = 100.0
+# The scheduler hears of nodes and volumes in its own time: what it refuses it may place a moment
+# later, after a pause of a second.
+_REFUSED_S = 5.0
+_POLL_S = 0.1
 
 
 class Nodes:
@@ -120,18 +124,20 @@ class Nodes:
         self._api.merge(claim, {"status": {"phase": "Bound"}}, subresource="status")
 
     def wait_for(self, pod: Mapping[str, Any]) -> Object:
-        """`pod` once the scheduler has placed it and kwok calls it running, or refused it.
+        """`pod` once the scheduler has placed it and kwok calls it running, or goes on refusing it.
 
         Raises:
             TimeoutError: neither happened.
         """
         metadata = pod["metadata"]
         deadline = time.monotonic() + _PLACED_S
+        refused_s = 0.0
         while time.monotonic() < deadline:
             found = self._api.get("v1", "Pod", metadata["name"], metadata["namespace"])
-            if found["status"]["phase"] == "Running" or refusal(found):
+            if found["status"]["phase"] == "Running" or refused_s > _REFUSED_S:
                 return found
-            time.sleep(0.1)
+            time.sleep(_POLL_S)
+            refused_s = refused_s + _POLL_S if refusal(found) else 0.0
         raise TimeoutError(f"pod {metadata['name']} neither placed nor refused in {_PLACED_S} s")
 
 

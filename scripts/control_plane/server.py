@@ -6,6 +6,7 @@ killed parent takes them along.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +18,11 @@ from cluster.local.ports import find_free_ports, is_port_free
 
 from .api import Api, Object
 from .certificates import Authority, Credentials
-from .processes import Program
+from .processes import NotReadyError, Program
 from .tools import find_tool
 
 _START_S = 120.0
+_HEARD_S = 60.0
 _ADMIN, _ADMIN_GROUPS = "shoal-admin", ("system:masters",)
 RESTRICTED = {
     f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")
@@ -85,7 +87,11 @@ class ApiServer:
         return name
 
     def grant(self, user: str, namespace: str, rules: Sequence[Object]) -> None:
-        """Lets `user` do what `rules` (of a Role) say, in `namespace` alone."""
+        """Lets `user` do what `rules` (of a Role) say, in `namespace` alone; returns once it may.
+
+        Raises:
+            NotReadyError: the server did not hear of it.
+        """
         group = "rbac.authorization.k8s.io"
         metadata = {"name": user, "namespace": namespace}
         role = {"kind": "Role", "metadata": metadata, "rules": list(rules)}
@@ -97,6 +103,29 @@ class ApiServer:
         }
         for item in (role, binding):
             self.api.create({"apiVersion": f"{group}/v1", **item})
+        deadline = time.monotonic() + _HEARD_S
+        while not self._may(user, namespace, rules[0]):
+            if time.monotonic() > deadline:
+                raise NotReadyError(f"{user} may still not do in {namespace} what was granted")
+            time.sleep(0.02)
+
+    def _may(self, user: str, namespace: str, rule: Object) -> bool:
+        """Whether `user` may do what `rule` says: the server reads roles in its own time."""
+        resource, _, subresource = rule["resources"][0].partition("/")
+        asked = {
+            "namespace": namespace,
+            "verb": rule["verbs"][0],
+            "group": rule["apiGroups"][0],
+            "resource": resource,
+            "subresource": subresource,
+            "name": rule.get("resourceNames", [""])[0],
+        }
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "resourceAttributes": asked},
+        }
+        return bool(self.api.create(review)["status"]["allowed"])
 
     def start(self, command: Sequence[str | Path]) -> Program:
         """Runs a program beside the server, until `close`."""
