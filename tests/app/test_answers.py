@@ -87,8 +87,8 @@ def test_32_streams_at_once_have_the_text_that_each_has_alone(shoal: Running) ->
 
 
 def test_the_quicksort_request_ends_by_itself_with_a_json_object(shoal: Running) -> None:
-    for _ in range(20):
-        choice = _complete(shoal, **QUICKSORT)["choices"][0]
+    for seed in range(20):
+        choice = _complete(shoal, **QUICKSORT, seed=seed)["choices"][0]
         assert choice["finish_reason"] == "stop"
         described = json.loads(choice["text"])
         assert isinstance(described, dict)

@@ -104,10 +104,15 @@ def test_user_without_rights_gets_the_role_that_grants_them(
 
 
 def test_refused_pod_is_the_root_cause(
-    shoal: Shoal, kubernetes: str, operator: ScriptedOperator, script: Script
+    shoal: Shoal,
+    kubernetes: str,
+    operator: ScriptedOperator,
+    script: Script,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("cluster.rollout.causes._SHORT_S", 0.1)
     script.refusal = 'pods "x" is forbidden: exceeded quota: small, requested: cpu=4'
-    ended = shoal(f"deploy {DEMO} -n {kubernetes} --timeout 2")
+    ended = shoal(f"deploy {DEMO} -n {kubernetes}")
     assert ended.code == 1
     assert "quota has no room for the engine pod: small, requested: cpu=4" in ended.err
     assert f"status --context shoal --namespace {kubernetes} --name shoal --follow" in ended.err

@@ -12,6 +12,9 @@ from tests.rollout.scripted_operator import Script, ScriptedOperator
 
 pytestmark = pytest.mark.apiserver
 
+# So long something takes that a command has to see, which looks about as often as there are ticks.
+SEEN_TICKS = 20
+
 
 @pytest.fixture
 def deployed(shoal: Shoal, kubernetes: str, operator: ScriptedOperator) -> str:
@@ -58,9 +61,10 @@ def test_what_is_refused_or_needless_leaves_everything_as_it_was(
 
 
 def test_config_changes_in_place_name_what_restarts_and_roll_back_alike(
-    shoal: Shoal, deployed: str, api: Api
+    shoal: Shoal, deployed: str, api: Api, script: Script
 ) -> None:
     before = cluster_name(api, deployed)
+    script.deploying_ticks = SEEN_TICKS
     changed = shoal(f"upgrade -n {deployed} --set model.overrides.max_answer_tokens=99 --yes")
     assert changed.code == 0, changed.err
     assert "In place: Serve replaces the copies of model-shoal-demo, shoal" in changed.out
@@ -106,8 +110,11 @@ def test_recreate_waits_for_the_pods_then_starts_with_the_new_image(
     }
 
 
-def test_new_cluster_comes_up_beside_and_takes_over(shoal: Shoal, deployed: str, api: Api) -> None:
+def test_new_cluster_comes_up_beside_and_takes_over(
+    shoal: Shoal, deployed: str, api: Api, script: Script
+) -> None:
     before = cluster_name(api, deployed)
+    script.deploying_ticks = SEEN_TICKS
     ended = shoal(
         f"upgrade -n {deployed} --set upgrade.type=NewCluster --set image.tag=other --yes"
     )
@@ -124,7 +131,7 @@ def test_stalled_second_cluster_is_named_and_ended_by_recreate(
     script.has_room = False
     stalled = shoal(
         f"upgrade -n {deployed} --set upgrade.type=NewCluster --set image.tag=other --yes"
-        " --timeout 2"
+        " --timeout 8"
     )
     assert stalled.code == 1
     assert "no node takes the" in stalled.err
