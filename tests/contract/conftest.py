@@ -37,7 +37,7 @@ class Cluster:
     def applications(self) -> dict[str, Any]:
         """What the operator polls."""
         address = f"{self.dashboard}/api/serve/applications/?api_type=declarative"
-        answer = httpx.get(address, headers=authorization(TOKEN), timeout=60)
+        answer = httpx.get(address, headers=authorization(TOKEN), timeout=120)
         answer.raise_for_status()
         return dict(answer.json()["applications"])
 

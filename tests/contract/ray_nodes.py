@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +59,8 @@ class RayNodes:
     """The nodes of one cluster; `stop` ends every process of theirs and nothing else."""
 
     def __init__(self) -> None:
-        self._folder = Path("/tmp") / f"shoal-c{os.getpid()}"  # short: Ray's sockets lie below it
-        self._folder.mkdir(mode=0o700)
+        # Short: Ray's sockets lie below it.
+        self._folder = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))
         self._replica_ports = find_free_block(100)
         self._places: list[Path] = []
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -44,7 +44,7 @@ class Deployed:
     def complete(self, url: str, key: str) -> httpx.Response:
         request = {"model": "shoal-demo", "prompt": "Hello", "max_tokens": 4}
         headers = {"Authorization": f"Bearer {key}"}
-        return httpx.post(f"{url}/v1/completions", json=request, headers=headers, timeout=60)
+        return httpx.post(f"{url}/v1/completions", json=request, headers=headers, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +97,9 @@ def test_completion_comes_through_the_proxy_of_either_node(deployed: Deployed) -
 
 def test_probe_of_kuberay_passes_and_the_routes_are_nobodys_business(deployed: Deployed) -> None:
     for url in deployed.urls:
-        probe = httpx.get(f"{url}/-/healthz", timeout=30)
+        probe = httpx.get(f"{url}/-/healthz", timeout=120)
         assert (probe.status_code, probe.text) == (200, "success")
-        assert httpx.get(f"{url}/-/routes", timeout=30).status_code == 404
+        assert httpx.get(f"{url}/-/routes", timeout=120).status_code == 404
 
 
 def test_scaling_bounds_change_in_place(deployed: Deployed) -> None:
