@@ -14,7 +14,7 @@ import numpy as np
 from serve.catalog import ModelShape, Yarn
 from serve.kernels.dtypes import Floats
 
-_NUM_ROWS = 4096  # of positions at a time: float64 in between stays small
+_NUM_ROWS = 1024  # of positions at a time: float64 in between stays small
 
 
 def rotary_angles(shape: ModelShape, num_positions: int) -> tuple[Floats, Floats]:
@@ -28,7 +28,9 @@ def rotary_angles(shape: ModelShape, num_positions: int) -> tuple[Floats, Floats
         positions = np.arange(rows.start, rows.stop, dtype=np.float32)
         angles = (positions[:, None] * frequencies).astype(np.float64)
         cos[rows], sin[rows] = np.cos(angles), np.sin(angles)
-    return cos * scale, sin * scale
+    cos *= scale
+    sin *= scale
+    return cos, sin
 
 
 def _frequencies(shape: ModelShape) -> Floats:
