@@ -1,1 +1,4 @@
-"""Runs a step on the model: batch inputs, KV pool, sampling. Not Ray, and torch only where it computes."""
+"""Runs a step on the model: batch inputs, KV pool, sampling.
+
+Knows no Ray; torch comes with what computes in it (the reference, a GPU) alone.
+"""
