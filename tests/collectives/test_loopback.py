@@ -114,6 +114,13 @@ def _reduce(rank: Collectives, num_values: int) -> Tensor:
     return rank.all_reduce(torch.ones(num_values))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_rank_hears_every_number(size):
+    numbers = [2**24 - 1, 0, 131_071]
+    found = run_ranks(size, lambda rank: rank.numbers(numbers[rank.rank]))
+    assert found == [numbers[:size]] * size
+
+
 def test_it_works_over_tcp():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())

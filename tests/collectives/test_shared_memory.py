@@ -127,6 +127,11 @@ def test_tensors_of_any_type_and_layout_are_summed_and_left_as_they_were(group):
     assert torch.equal(x, torch.arange(12.0, dtype=torch.bfloat16).reshape(3, 4).T)
 
 
+def test_every_rank_hears_every_number(group):
+    found = group.run(lambda rank: rank.numbers(2**24 - 1 - rank.rank))
+    assert found == [[2**24 - 1 - rank for rank in range(len(found))]] * len(found)
+
+
 def test_thousands_of_rounds_stay_in_step():
     def run(rank: Collectives) -> int:
         num_wrong = 0

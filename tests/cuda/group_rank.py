@@ -25,7 +25,8 @@ def main() -> None:
     )
     total = group.all_reduce(torch.tensor([1.0, 10.0]) * (rank + 1))
     gathered = group.gather_last_dim(torch.full((2, 2), float(rank)))
-    print(total.tolist(), None if gathered is None else gathered.tolist(), flush=True)
+    numbers = group.numbers(2**24 - 1 - rank)
+    print(total.tolist(), None if gathered is None else gathered.tolist(), numbers, flush=True)
     order = sys.stdin.readline().strip()
     if order == "die":
         os._exit(9)

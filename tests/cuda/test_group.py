@@ -106,7 +106,11 @@ def test_ranks_sum_gather_and_notice_a_death() -> None:
     _order(ranks[-1], "die")
     results = [process.communicate(timeout=60) for process in ranks]
     everything = [[0.0, 0.0, 1.0, 1.0, 2.0, 2.0]] * 2
-    assert found == [f"[6.0, 60.0] {everything}\n", *["[6.0, 60.0] None\n"] * 2], results
+    numbers = [2**24 - 1, 2**24 - 2, 2**24 - 3]
+    assert found == [
+        f"[6.0, 60.0] {everything} {numbers}\n",
+        *[f"[6.0, 60.0] None {numbers}\n"] * 2,
+    ], results
     reasons = [said.splitlines()[-1] for said, _ in results[:-1]]
     assert reasons == [
         f"rank {SIZE - 1} is gone: its socket ended",
