@@ -24,7 +24,7 @@ from serve.checkpoint import Checkpoint, FileState, TensorLocation, inspect_chec
 from serve.checkpoint.folder import ModelFolder
 from serve.checkpoint.header import read_header
 from serve.errors import CheckpointError
-from serve.kernels.dtypes import Stored
+from serve.kernels.dtypes import DtypeName, Stored
 from serve.model.qwen2 import Qwen2Model
 from serve.model.tensor_destination import TensorDestination
 from serve.model.tensor_parallel import Collectives
@@ -89,6 +89,20 @@ def test_a_tensor_that_is_not_finite_is_refused_by_name(
     name = r"model\.layers\.1\.mlp\.down_proj\.weight has values that are not finite"
     with pytest.raises(CheckpointError, match=name):
         run_ranks(1, lambda rank: _read(path, rank))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_vector_with_a_value_that_is_not_finite_is_refused_by_name(
+    checkpoint: Callable[..., Path], tmp_path: Path, dtype: torch.dtype
+):
+    path = Path(shutil.copytree(checkpoint(), tmp_path / "model"))
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(dtype)
+    tensors["model.norm.weight"][-1] = float("-inf")
+    save_file(tensors, path / "model.safetensors")
+    into = VectorDestination(np.empty(64, np.float32))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values that are not"):
+        load(inspect_checkpoint(path), [whole("model.norm.weight", into)])
 
 
 def test_a_cut_of_an_absent_tensor_or_range_is_refused_by_name(checkpoint: Callable[..., Path]):
@@ -231,12 +245,13 @@ def test_any_cut_is_what_safetensors_own_reader_gives(
         assert torch.equal(torch.from_numpy(vector), into)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_float16_and_bfloat16_checkpoints_are_widened_exactly(
-    checkpoint: Callable[..., Path], tmp_path: Path
+    checkpoint: Callable[..., Path], dtype: DtypeName
 ):
-    path = checkpoint(dtype="float16")
+    path = checkpoint(dtype=dtype)
     into = torch.empty(64)
     load(inspect_checkpoint(path), [whole("model.norm.weight", TensorDestination(into))])
     stored = load_file(path / "model.safetensors")["model.norm.weight"]
-    assert stored.dtype == torch.float16
+    assert stored.dtype == getattr(torch, dtype)
     assert torch.equal(into, stored.float())
