@@ -165,7 +165,9 @@ def plot(path: Path, loads: dict[str, dict[str, Any]]) -> Path:
     """Time against its limits, and memory over time."""
     figure, (bars, memory) = new_figure(2, width=11, height=4)
     for at, (name, figures) in enumerate(loads.items()):
-        limit = figures["disk_limit_s" if name == "disk" else "memory_limit_s"]
+        limit = figures["memory_limit_s"]
+        if name == "disk":
+            limit = max(limit, figures["disk_limit_s"])
         drawn = bars.barh(at, figures["load_s"], height=0.5, color=OURS)
         bars.bar_label(drawn, fmt="%.1f s", padding=3)
         bars.plot([limit, limit], [at - 0.25, at + 0.25], color=LIMIT)
@@ -241,7 +243,9 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     num_bytes = write_random_checkpoint(folder, SHAPES[arguments.shape])
     print(f"wrote {num_bytes / 1e9:.2f} GB in {time.monotonic() - began:.0f} s", flush=True)
     files = sorted(folder.glob("*.safetensors"))
-    limits = measure_limits(files, num_threads=arguments.ranks * arguments.threads)
+    limits = measure_limits(
+        files, num_bytes=num_bytes, num_threads=arguments.ranks * arguments.threads
+    )
     print(
         f"limits: disk {limits.disk_bytes_per_s / 1e9:.2f} GB/s, memory copies"
         f" {limits.copied_bytes_per_s / 1e9:.2f}, into new memory"

@@ -2,14 +2,15 @@
 
 Files are read as the loader reads them, by some threads and in pieces of 8 MiB, after the page
 cache has let go of them; the copy is of memory that fits no cache. Memory that a process never had
-costs more than a copy: the kernel, and a virtual machine's host, must find and clear it first.
+costs more than a copy: the kernel, and a virtual machine's host, must find and clear it first. The
+one decision: as much of it is taken as the weights need, after a pause, because a host takes back
+what a machine has freed, and memory that it has not taken yet says nothing of what a load meets.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _NUM_READERS = 4
 _MAX_PROBE_BYTES = 2_000_000_000
 _COPY_BYTES = 1 << 28
 _COPY_PASSES = 5
+_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,14 @@ class LoadLimits:
         return num_bytes / self.copied_bytes_per_s + num_bytes / self.touched_bytes_per_s
 
 
-def measure_limits(files: list[Path], num_threads: int) -> LoadLimits:
-    """Some seconds; the files are out of the page cache afterwards."""
+def measure_limits(files: list[Path], *, num_bytes: int, num_threads: int) -> LoadLimits:
+    """For `num_bytes` of weights, in up to a minute; leaves the files out of the page cache."""
     forget(files)
     disk = _disk_bytes_per_s(files)
     forget(files)
-    copied = _best_rate(num_threads, lambda: np.ones(_COPY_BYTES, np.uint8))
-    touched = _best_rate(num_threads, lambda: None)
+    copied = _copied_bytes_per_s(num_threads)
+    touched = _touched_bytes_per_s(num_bytes, num_threads)
+    time.sleep(_PAUSE_S)
     return LoadLimits(disk, copied, touched, num_threads)
 
 
@@ -84,18 +87,24 @@ def _read(place: tuple[Path, int]) -> int:
         os.close(descriptor)
 
 
-def _best_rate(num_threads: int, make_target: Callable[[], np.ndarray | None]) -> float:
-    """Bytes a second of copying into each thread's target, or into new memory where it is None."""
+def _copied_bytes_per_s(num_threads: int) -> float:
     source = np.ones(_COPY_BYTES, np.uint8)
-    targets = [make_target() for _ in range(num_threads)]
-
-    def copy(target: np.ndarray | None) -> None:
-        np.copyto(np.empty(_COPY_BYTES, np.uint8) if target is None else target, source)
-
+    targets = [np.ones(_COPY_BYTES, np.uint8) for _ in range(num_threads)]
     best = 0.0
     with ThreadPoolExecutor(num_threads) as pool:
         for _ in range(_COPY_PASSES):
             began = time.perf_counter()
-            list(pool.map(copy, targets))
+            list(pool.map(lambda target: np.copyto(target, source), targets))
             best = max(best, num_threads * _COPY_BYTES / (time.perf_counter() - began))
     return best
+
+
+def _touched_bytes_per_s(num_bytes: int, num_threads: int) -> float:
+    """Of writing all of as much new memory as that, which is free again afterwards."""
+    source = np.ones(_COPY_BYTES, np.uint8)
+    num_parts = -(-num_bytes // _COPY_BYTES)
+    time.sleep(_PAUSE_S)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(num_threads) as pool:
+        parts = list(pool.map(lambda _: source.copy(), range(num_parts)))
+    return len(parts) * _COPY_BYTES / (time.perf_counter() - began)
