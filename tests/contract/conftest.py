@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,17 @@ class Cluster:
             assert "DEPLOY_FAILED" not in statuses.values(), found
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
+
+    def wait_routed(self, urls: Sequence[str]) -> None:
+        """Return when the proxy behind each of these has the API's route.
+
+        Serve says RUNNING first; a proxy reads its new configuration in its own time.
+        """
+        deadline = time.monotonic() + DEPLOY_TIMEOUT_S
+        for url in urls:
+            while (answer := httpx.get(f"{url}/health/ready", timeout=120)).status_code != 200:
+                assert time.monotonic() < deadline, answer.text
+                time.sleep(0.2)
 
     def replica_pids(self) -> dict[str, int]:
         """Process of every Serve replica, by its id."""

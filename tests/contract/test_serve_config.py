@@ -84,7 +84,9 @@ def deployed(cluster: Cluster, body: dict[str, Any]) -> Deployed:
     answer = cluster.put(body, authorization(TOKEN))
     assert answer.status_code == 200, answer.text
     cluster.wait_running(APPLICATIONS)
-    return Deployed(cluster, body)
+    deployed = Deployed(cluster, body)
+    cluster.wait_routed(deployed.urls)
+    return deployed
 
 
 def test_completion_comes_through_the_proxy_of_either_node(deployed: Deployed) -> None:
