@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 
 from scripts.bench.checkpoint import cache_folder
-from scripts.bench.load_limits import LoadLimits, forget, measure_limits
+from scripts.bench.load_limits import LoadLimits, forget, let_go_of_memory, measure_limits
 from scripts.bench.plot_style import LIMIT, OTHER, OURS, new_figure, save
 from scripts.bench.random_checkpoint import num_checkpoint_bytes, write_random_checkpoint
 from scripts.bench.shoal_run import machine, write_results
@@ -257,11 +257,13 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         "num_threads": arguments.threads,
         "kernels": arguments.kernels,
     }
+    let_go_of_memory()
     loads = {"disk": report(observe(folder, **options), limits, num_bytes)}
     show("from the disk", loads["disk"])
     if psutil.virtual_memory().available > 3 * num_bytes:
         for file in files:
             file.read_bytes()
+        let_go_of_memory()
         loads["page cache"] = report(observe(folder, **options), limits, num_bytes)
         show("from the page cache", loads["page cache"])
     forget(files)

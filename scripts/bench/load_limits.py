@@ -5,6 +5,7 @@ cache has let go of them; the copy is of memory that fits no cache. Memory that 
 costs more than a copy: the kernel, and a virtual machine's host, must find and clear it first. The
 one decision: as much of it is taken as the weights need, after a pause, because a host takes back
 what a machine has freed, and memory that it has not taken yet says nothing of what a load meets.
+It may leave some gigabyte, so a small load can be faster than this limit.
 """
 
 from __future__ import annotations
@@ -50,8 +51,12 @@ def measure_limits(files: list[Path], *, num_bytes: int, num_threads: int) -> Lo
     forget(files)
     copied = _copied_bytes_per_s(num_threads)
     touched = _touched_bytes_per_s(num_bytes, num_threads)
-    time.sleep(_PAUSE_S)
     return LoadLimits(disk, copied, touched, num_threads)
+
+
+def let_go_of_memory() -> None:
+    """Give a virtual machine's host the time to take back what was freed."""
+    time.sleep(_PAUSE_S)
 
 
 def forget(files: list[Path]) -> None:
@@ -103,7 +108,7 @@ def _touched_bytes_per_s(num_bytes: int, num_threads: int) -> float:
     """Of writing all of as much new memory as that, which is free again afterwards."""
     source = np.ones(_COPY_BYTES, np.uint8)
     num_parts = -(-num_bytes // _COPY_BYTES)
-    time.sleep(_PAUSE_S)
+    let_go_of_memory()
     began = time.perf_counter()
     with ThreadPoolExecutor(num_threads) as pool:
         parts = list(pool.map(lambda _: source.copy(), range(num_parts)))
